@@ -1,0 +1,65 @@
+"""Loud registries: one module per entry, found by being there."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from apgd.errors import InputError
+
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """The entries of type `kind` that the modules of a package define at top level.
+
+    Each module of `package` contributes every module-level object of type `kind`, under its `name`.
+    Modules whose name starts with an underscore are skipped. Modules are imported on first use.
+
+    Raises:
+        InputError: on look-up of an unknown name; the message lists the known ones.
+        ValueError: where two entries share a name.
+    """
+
+    def __init__(self, package: ModuleType, kind: type[T], noun: str) -> None:
+        self._package = package
+        self._kind = kind
+        self._noun = noun
+        self._entries: dict[str, T] | None = None
+
+    def _found(self) -> dict[str, T]:
+        if self._entries is None:
+            entries: dict[str, T] = {}
+            for info in sorted(pkgutil.iter_modules(self._package.__path__), key=lambda i: i.name):
+                if info.name.startswith("_"):
+                    continue
+                module = importlib.import_module(f"{self._package.__name__}.{info.name}")
+                for value in vars(module).values():
+                    if isinstance(value, self._kind):
+                        self._add(entries, value)
+            self._entries = entries
+        return self._entries
+
+    def _add(self, entries: dict[str, T], value: Any) -> None:
+        known = entries.get(value.name)
+        if known is not None and known is not value:
+            raise ValueError(f"two {self._noun}s are named {value.name!r}")
+        entries[value.name] = value
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._found()[name]
+        except KeyError:
+            known = ", ".join(self)
+            raise InputError(f"unknown {self._noun} {name!r}; known are: {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._found()))
+
+    def __len__(self) -> int:
+        return len(self._found())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._found()

@@ -1,0 +1,14 @@
+"""Suites: one file per suite, found by being there.
+
+A suite says which base model is used, which tasks its experts learn, which matrices are merged, and
+which published figures belong beside ours.
+"""
+
+import sys
+
+from apgd.registry import Registry
+from apgd.suites._suite import FinetuneSettings, Suite
+
+suites: Registry[Suite] = Registry(sys.modules[__name__], Suite, "suite")
+
+__all__ = ["FinetuneSettings", "Suite", "suites"]
