@@ -8,7 +8,6 @@ from typing import Any, Generic, TypeVar
 
 from apgd.errors import InputError
 
-
 T = TypeVar("T")
 
 

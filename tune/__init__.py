@@ -1,0 +1,1 @@
+"""What knows about clusters, trials and tracking."""

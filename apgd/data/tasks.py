@@ -1,7 +1,9 @@
 """What a task is: its classes, its prompts, and its examples by split."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -58,6 +60,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the images' bytes followed by the labels' bytes, in hexadecimal."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
 
     def first(self, count: int) -> "Examples":
         """The first `count` examples (all of them where there are fewer)."""

@@ -1,0 +1,169 @@
+"""The command `apgd`: merge files of weights, list methods and suites."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from apgd.checkpoints import save_weights
+from apgd.errors import InputError
+from apgd.merging import merge
+from apgd.methods import Method, methods
+from apgd.methods._method import Parameter
+from apgd.suites import suites
+
+_INPUT_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 2 for bad input."""
+    chosen = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = _parser(chosen).parse_args(chosen)
+        options.run(options)
+    except InputError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        if "--debug" in chosen:
+            raise
+        return _INPUT_ERROR
+    return 0
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="apgd", description="Merge fine-tuned experts.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_merge(commands, arguments)
+    for name, run, text in (
+        ("methods", _list_methods, "list the merge methods and their parameters"),
+        ("suites", _list_suites, "list the suites and their tasks"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_merge(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", arguments: Sequence[str]
+) -> None:
+    command = commands.add_parser(
+        "merge",
+        help="merge experts into one safetensors file",
+        description="Merge experts that were fine-tuned from one base. Every two-dimensional "
+        "weight is merged, or those that a suite merges; all other parameters are the base's.",
+    )
+    command.add_argument("--method", required=True, help=f"one of: {', '.join(methods)}")
+    command.add_argument("--base", required=True, type=Path, help="the base, a safetensors file")
+    command.add_argument(
+        "--expert",
+        required=True,
+        action="append",
+        metavar="NAME=PATH",
+        help="an expert's name and safetensors file; give one for each expert",
+    )
+    command.add_argument("--out", required=True, type=Path, help="the file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    command.add_argument("--suite", help="merge what this suite merges, instead of every matrix")
+    command.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for method in _methods_named(arguments):
+        group = command.add_argument_group(f"parameters of {method.name}")
+        for declared in method.params.declared():
+            option = f"--{declared.name.replace('_', '-')}"
+            if option in command._option_string_actions:
+                continue
+            text = f"{declared.meaning}; in {declared.range_text} (default: {_default(declared)})"
+            group.add_argument(
+                # Both spellings work; the first is shown.
+                *dict.fromkeys((option, f"--{declared.name}")),
+                type=declared.kind,
+                default=argparse.SUPPRESS,
+                metavar="K" if declared.kind is int else "X",
+                help=text.replace("%", "%%"),
+            )
+    command.set_defaults(run=_merge)
+
+
+def _methods_named(arguments: Sequence[str]) -> list[Method]:
+    """The method that the command line names; all of them where it names none that is known."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--method")
+    name = first.parse_known_args(list(arguments))[0].method
+    return [methods[name]] if name in methods else list(methods.values())
+
+
+def _default(declared: Parameter) -> str:
+    return "from the model" if declared.default is None else f"{declared.default:g}"
+
+
+def _merge(options: argparse.Namespace) -> None:
+    method = methods[options.method]
+    params = {
+        declared.name: getattr(options, declared.name)
+        for declared in method.params.declared()
+        if hasattr(options, declared.name)
+    }
+    method.parse(params)
+    experts = dict(_named_path(text) for text in options.expert)
+    if len(experts) < len(options.expert):
+        raise InputError(f"experts must have different names, but got {', '.join(options.expert)}")
+    if options.out.exists() and not options.overwrite:
+        raise InputError(f"{options.out} exists already; add --overwrite to replace it")
+    if not options.out.parent.is_dir():
+        raise InputError(f"the folder of --out must exist, but {options.out.parent} does not")
+    select = suites[options.suite].is_merged if options.suite else None
+    merged = merge(
+        options.method, options.base, experts, select=select, device=options.device, **params
+    )
+    description = {"method": method.name, "params": params, "experts": sorted(experts)}
+    save_weights(options.out, merged, description)
+    Console().print(
+        f"merged {len(experts)} experts with {method.title} into {options.out}", highlight=False
+    )
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise InputError(f"--expert must be NAME=PATH, but got {text!r}")
+    return name, Path(path)
+
+
+def _list_methods(_options: argparse.Namespace) -> None:
+    console = Console()
+    for method in methods.values():
+        console.print(f"[bold]{method.name}[/bold]  {method.title}. {method.source}.")
+        table = Table("parameter", "default", "range", "searched", "meaning", box=None)
+        for declared in method.params.declared():
+            table.add_row(
+                declared.name,
+                _default(declared),
+                declared.range_text,
+                "yes" if declared.search else "no",
+                declared.meaning,
+            )
+        if table.row_count:
+            console.print(table)
+        console.print()
+
+
+def _list_suites(_options: argparse.Namespace) -> None:
+    console = Console()
+    for suite in suites.values():
+        console.print(f"[bold]{suite.name}[/bold]  {suite.title}")
+        table = Table("task", "classes", "expert", "stands for", box=None)
+        for task in (*suite.tasks, *suite.unseen):
+            table.add_row(
+                task.name,
+                str(len(task.class_names)),
+                "yes" if task in suite.tasks else "no",
+                task.stands_for or "",
+            )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The only door through which stages read examples, so that no stage reads what it must not."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Protocol
+
+from apgd.data.tasks import Examples, Split
+
+
+class LeakError(RuntimeError):
+    """A stage asked for a split that it must not see, for example a search for the test split."""
+
+
+class ExampleSource(Protocol):
+    """Whatever has examples by task and split; every suite does."""
+
+    def examples(self, task: str, split: Split) -> Examples:
+        """The examples of a task's split."""
+
+
+class SplitReader:
+    """Examples of the allowed splits, and a count of how often each was read.
+
+    Args:
+        source: where examples come from.
+        allowed: the splits that may be read.
+        limit: only the first so many examples of each split, all where None.
+    """
+
+    def __init__(
+        self, source: ExampleSource, allowed: Iterable[Split], limit: int | None = None
+    ) -> None:
+        self._source = source
+        self._allowed = frozenset(allowed)
+        self._limit = limit
+        self.reads: Counter[Split] = Counter()
+
+    def examples(self, task: str, split: Split) -> Examples:
+        """The examples of a task's split.
+
+        Raises:
+            LeakError: where the split is not among the allowed ones.
+        """
+        if split not in self._allowed:
+            allowed = ", ".join(sorted(self._allowed))
+            raise LeakError(
+                f"the {split} split of task {task} must not be read here; allowed: {allowed}"
+            )
+        self.reads[split] += 1
+        examples = self._source.examples(task, split)
+        return examples if self._limit is None else examples.first(self._limit)

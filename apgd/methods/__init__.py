@@ -1,0 +1,15 @@
+"""Merge methods: one file each, found by being there.
+
+A method is a frozen dataclass of parameters and a pure function of task vectors and parameters; see
+`Method`. A module in this package that defines one at top level is on the command line, in the
+search and under the contract tests.
+"""
+
+import sys
+
+from apgd.methods._method import Method, MethodParams
+from apgd.registry import Registry
+
+methods: Registry[Method] = Registry(sys.modules[__name__], Method, "method")
+
+__all__ = ["Method", "MethodParams", "methods"]

@@ -1,0 +1,24 @@
+"""Hashes of this package's own source, so that results know which code made them."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+
+def source_hash(*modules: str) -> str:
+    """Twelve hexadecimal digits of the SHA-256 over the Python source of modules and packages.
+
+    Args:
+        *modules: dotted names; a package stands for every module below it.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"no module named {module!r}")
+        origin = Path(spec.origin)
+        package = spec.submodule_search_locations is not None
+        for path in sorted(origin.parent.rglob("*.py")) if package else [origin]:
+            digest.update(path.relative_to(origin.parent).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

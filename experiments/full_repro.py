@@ -1,0 +1,88 @@
+"""The main job: fine-tune eight experts, merge them, search, evaluate, report.
+
+uv run experiments/full_repro.py                                   on this machine
+ray submit cluster.yaml experiments/full_repro.py -- --seeds 3     on a cluster
+"""
+
+import sys
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from apgd.suites import suites
+from tune.cluster import ray_session
+from tune.command import run_command
+from tune.experiment import Experiment, check
+from tune.manifest import Manifest
+from tune.progress import Display
+from tune.records import RecordStore
+from tune.stages import (
+    evaluate,
+    evaluation_jobs,
+    make_workload,
+    prepare_data,
+    report,
+    search,
+    split_reads,
+    train_experts,
+)
+from tune.tracking import Tracker, synchronise
+from tune.workers import WorkerPool
+
+
+def run(experiment: Experiment, console: Console) -> None:
+    """Do the whole job, reusing whatever an earlier run of the same experiment left."""
+    check(experiment)
+    if experiment.sync:
+        console.print(synchronise(experiment))
+        return
+    suite = suites[experiment.suite]
+    store = RecordStore(experiment.folder)
+    manifest = Manifest(experiment, suite)
+    with ExitStack() as stack:
+        display = stack.enter_context(Display(console))
+        display.say(f"apgd {suite.name}: {suite.title}")
+        display.say(f"results go to {experiment.folder}")
+        cluster = stack.enter_context(
+            ray_session(
+                address=experiment.address,
+                cpus=experiment.cpus,
+                dashboard=experiment.dashboard,
+                most_workers=len(suite.tasks) * experiment.seeds,
+            )
+        )
+        display.say(str(cluster))
+        tracker = stack.enter_context(Tracker(experiment, display.say))
+        pool = WorkerPool(cluster)
+
+        # Experts come in, task vectors are made, ...
+        hashes = prepare_data(suite, pool, display)
+        experts = train_experts(experiment, suite, hashes, pool, store, display)
+
+        # ... a method merges them, validation chooses its parameters, ...
+        workload = make_workload(experiment, suite, hashes, experts)
+        winners = search(experiment, suite, workload, pool, store, display)
+
+        # ... the suite judges each row once on test data, and a tracker keeps it.
+        jobs = evaluation_jobs(experiment, winners)
+        evaluate(jobs, workload, pool, store, display)
+        reads = split_reads(store, workload)
+        manifest.write(cluster, hashes, experts, display.stages, reads)
+        made = report(experiment, suite, display)
+        tracker.finish(complete=True)
+    console.print(made.markdown, markup=False, highlight=False, soft_wrap=True)
+    for what, where in (
+        ("report", experiment.folder / "report.html"),
+        ("records", experiment.folder / "records"),
+        ("MLflow", f"uv run mlflow ui --backend-store-uri {tracker.uri}"),
+    ):
+        console.print(f"{what:<8}{where}", highlight=False, markup=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_command(Experiment, run, prog="experiments/full_repro.py", arguments=arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

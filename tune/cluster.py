@@ -1,0 +1,143 @@
+"""Ray: start it here or join the cluster, and say what was found."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from apgd.errors import InputError
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # `uv run` would make Ray build a second environment for every worker.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Ctrl-C is ours to handle, and finished trials are on disk as records.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+_OBJECT_STORE_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has to offer, and how it is cut into workers."""
+
+    nodes: int
+    cpus: int
+    gpus: int
+    joined: bool
+    """Whether the cluster was there before us."""
+    workers: int
+    threads_per_worker: int
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """Ray resources of one worker: a whole GPU, or CPUs where there is none."""
+        if self.gpus:
+            # A GPU actor that also asks for CPUs can wait for ever on a machine short of them.
+            return {"num_gpus": 1, "num_cpus": 0}
+        return {"num_gpus": 0, "num_cpus": self.threads_per_worker}
+
+    def __str__(self) -> str:
+        where = "joined a Ray cluster" if self.joined else "started Ray here"
+        nodes = f"{self.nodes} nodes, " if self.nodes > 1 else ""
+        kind = "GPU" if self.gpus else "CPU"
+        threads = _plural(self.threads_per_worker, "thread")
+        return (
+            f"{where}: {nodes}{_plural(self.cpus, 'CPU')}, {_plural(self.gpus, 'GPU')}; "
+            f"{_plural(self.workers, f'{kind} worker')} with {threads} each"
+        )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def plan(nodes: int, cpus: int, gpus: int, joined: bool, most_workers: int) -> Cluster:
+    """Cut resources into workers: one per GPU, or else one per CPU slot.
+
+    Args:
+        nodes: number of machines.
+        cpus: CPUs that Ray may use, over all nodes.
+        gpus: GPUs, over all nodes.
+        joined: whether the cluster was there before us.
+        most_workers: more than so many could not be kept busy; with fewer workers than CPUs,
+            each gets several threads.
+    """
+    if gpus:
+        workers = min(gpus, most_workers)
+        threads = max(1, min(8, cpus // gpus))
+    else:
+        workers = max(1, min(cpus // nodes * nodes, most_workers))
+        threads = max(1, cpus // workers) if nodes == 1 else 1
+    return Cluster(nodes, cpus, gpus, joined, workers, threads)
+
+
+def _configure_environment() -> None:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    # Without a choice, a cluster started on this machine later would ask for tokens.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def ray_session(
+    *,
+    address: str | None = None,
+    cpus: int | None = None,
+    dashboard: bool = False,
+    most_workers: int = 8,
+) -> Iterator[Cluster]:
+    """Join a cluster or start Ray on this machine, for the length of a `with` block.
+
+    Args:
+        address: address of a cluster, "local" to start one here, or None to join the one that
+            runs on this machine (as the head node of a cluster does) and start one otherwise.
+        cpus: CPUs to use of this machine when Ray is started here; all, where None.
+        dashboard: whether a Ray started here serves its dashboard, on localhost.
+        most_workers: see `plan`.
+
+    Raises:
+        InputError: where no cluster answers at `address`.
+    """
+    _configure_environment()
+    joined = _connect(address, cpus, dashboard)
+    try:
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+        yield plan(
+            len(nodes), int(total.get("CPU", 0)), int(total.get("GPU", 0)), joined, most_workers
+        )
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int | None, dashboard: bool) -> bool:
+    """Connect; whether the cluster was there before."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address != "local":
+        try:
+            ray.init(address=address or "auto", **quiet)
+            return True
+        except ConnectionError as error:
+            if address is not None:
+                raise InputError(f"no Ray cluster answers at {address!r}: {error}") from error
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+        **quiet,
+    )
+    return False

@@ -1,0 +1,207 @@
+"""Scoring: task vectors and data held in memory, many merges judged."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from apgd.checkpoints import load_weights
+from apgd.data import Examples, Split
+from apgd.data.corruptions import CORRUPTIONS, corrupt
+from apgd.data.reader import SplitReader
+from apgd.evaluate import correctness
+from apgd.methods import methods
+from apgd.suites import suites
+from apgd.task_vectors import TaskVectors
+from tune.records import Kind, Record, RecordStore, Variant, record_key
+
+PRETRAINED = "pretrained"
+EXPERTS = "experts"
+_CORRUPTION_SEED = 0
+
+
+class Purpose(StrEnum):
+    """What a score is for, and thereby which split it may come from."""
+
+    SEARCH = "search"
+    """Choosing between settings: validation only."""
+    FINAL = "final"
+    """A row of the table: test, once."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of record that comes of it."""
+        return Kind.TRIAL if self is Purpose.SEARCH else Kind.EVALUATION
+
+    @property
+    def reads(self) -> Split:
+        """The only split that may be read for it."""
+        return Split.VALIDATION if self is Purpose.SEARCH else Split.TEST
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the scores of one run have in common."""
+
+    suite: str
+    run_dir: Path
+    experts: tuple[tuple[int, tuple[tuple[str, str], ...]], ...]
+    """For every seed, the tasks and the paths of their experts' weights."""
+    inputs: tuple[tuple[int, tuple[tuple[str, str], ...]], ...]
+    """For every seed, what else determines a score: name and hash."""
+    limit: int | None
+    """Only the first so many examples of each split, all where None."""
+    corruption_limit: int
+    """Only the first so many test examples of a task are shown corrupted."""
+
+    def experts_of(self, seed: int) -> dict[str, Path]:
+        """Paths of one seed's experts by task."""
+        return {task: Path(path) for task, path in dict(self.experts)[seed]}
+
+    def inputs_of(self, seed: int) -> dict[str, str]:
+        """What determines one seed's scores, besides method and parameters."""
+        return dict(dict(self.inputs)[seed])
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """One merge, or one reference row, to be scored."""
+
+    purpose: Purpose
+    method: str
+    """A merge method, `pretrained` or `experts`."""
+    variant: Variant
+    seed: int
+    params: tuple[tuple[str, float | int | None], ...] = ()
+    number: int = 0
+    """The trial's number in its search."""
+
+    def key(self, workload: Workload) -> str:
+        """The key of the record that comes of it."""
+        return record_key(
+            self.purpose.kind,
+            self.method,
+            self.seed,
+            dict(self.params),
+            workload.inputs_of(self.seed),
+            self.variant,
+        )
+
+
+def mean_accuracy(record: Record, tasks: Sequence[str]) -> float:
+    """Mean accuracy over tasks, on the split that the record's kind stands for."""
+    split = Purpose.SEARCH.reads if record.kind is Kind.TRIAL else Purpose.FINAL.reads
+    return sum(record.scores[f"{split}/{task}"] for task in tasks) / len(tasks)
+
+
+class Evaluator:
+    """Holds a model, heads, examples and task vectors, and scores one job after another."""
+
+    def __init__(self, workload: Workload, device: str) -> None:
+        self.workload = workload
+        self._device = device
+        self._suite = suites[workload.suite]
+        self._store = RecordStore(workload.run_dir)
+        self._base = load_weights(self._suite.base_path(), "the base")
+        self._model: nn.Module = self._suite.build_model()
+        self._model.load_state_dict(self._base)
+        self._heads = {
+            task.name: self._suite.zero_shot_head(self._model, task).to(device)
+            for task in (*self._suite.tasks, *self._suite.unseen)
+        }
+        self._model.to(device)
+        self._vectors: dict[int, TaskVectors] = {}
+        self._examples: dict[tuple[str, str], Examples] = {}
+
+    def run(self, job: ScoreJob) -> float:
+        """Score a job unless its record exists, and put the record on disk.
+
+        Returns:
+            The mean accuracy over the suite's tasks, in [0, 1].
+        """
+        record = self._store.get(job.purpose.kind, job.key(self.workload))
+        if record is None:
+            record = self._score(job)
+        return mean_accuracy(record, [task.name for task in self._suite.tasks])
+
+    def _score(self, job: ScoreJob) -> Record:
+        reader = SplitReader(self._suite, {job.purpose.reads}, self.workload.limit)
+        started = time.perf_counter()
+        load = self._loader(job)
+        merged = time.perf_counter()
+        correct: dict[str, np.ndarray] = {}
+        loaded: Mapping[str, Tensor] | None = None
+        for condition, task in self._cells(job):
+            weights = load(task)
+            if weights is not loaded:
+                self._model.load_state_dict(weights)
+                loaded = weights
+            examples = self._cell_examples(reader, condition, task)
+            correct[f"{condition}/{task}"] = correctness(
+                self._model, self._heads[task], self._suite, examples
+            )
+        record = Record(
+            kind=job.purpose.kind,
+            method=job.method,
+            variant=job.variant,
+            seed=job.seed,
+            params=dict(job.params),
+            inputs=self.workload.inputs_of(job.seed),
+            scores={cell: float(hits.mean()) for cell, hits in correct.items()},
+            seconds={"merge": merged - started, "score": time.perf_counter() - merged},
+            details={"number": job.number, "split": job.purpose.reads},
+        )
+        self._store.add(record, correct)
+        return record
+
+    def _cells(self, job: ScoreJob) -> Iterator[tuple[str, str]]:
+        """Condition and task of everything that the job is scored on."""
+        split = job.purpose.reads
+        seen = [task.name for task in self._suite.tasks]
+        unseen = [] if job.method == EXPERTS else [task.name for task in self._suite.unseen]
+        if job.purpose is Purpose.SEARCH:
+            yield from ((split, task) for task in seen)
+            return
+        corrupted = self._suite.corrupted
+        for task in (*seen, *unseen):
+            yield split, task
+            if task in corrupted:
+                yield from ((corruption, task) for corruption in CORRUPTIONS)
+
+    def _cell_examples(self, reader: SplitReader, condition: str, task: str) -> Examples:
+        """Examples of a cell, kept once made; the reader still counts and guards each read."""
+        split = Split.TEST if condition in CORRUPTIONS else Split(condition)
+        examples = reader.examples(task, split)
+        if condition == split:
+            return examples
+        cell = (condition, task)
+        if cell not in self._examples:
+            shown = examples.first(self.workload.corruption_limit)
+            self._examples[cell] = Examples(
+                corrupt(shown.images, condition, _CORRUPTION_SEED), shown.labels
+            )
+        return self._examples[cell]
+
+    def _loader(self, job: ScoreJob) -> Callable[[str], Mapping[str, Tensor]]:
+        """Task -> the state dict that is judged on it."""
+        if job.method == PRETRAINED:
+            return lambda _task: self._base
+        paths = self.workload.experts_of(job.seed)
+        if job.method == EXPERTS:
+            experts = {task: load_weights(path, f"expert {task}") for task, path in paths.items()}
+            return lambda task: experts[task]
+        merged = self._merge(job, paths)
+        return lambda _task: merged
+
+    def _merge(self, job: ScoreJob, paths: Mapping[str, Path]) -> dict[str, Tensor]:
+        if job.seed not in self._vectors:
+            self._vectors[job.seed] = TaskVectors(
+                self._base, paths, self._suite.is_merged, device=self._device
+            )
+        vectors = self._vectors[job.seed]
+        method = methods[job.method]
+        return vectors.apply(method.merge(vectors, method.parse(dict(job.params))))

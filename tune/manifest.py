@@ -1,0 +1,176 @@
+"""What a run was made of: enough to run it again and get the same numbers."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import apgd
+from apgd.data import Task
+from apgd.data.corruptions import CORRUPTIONS
+from apgd.files import sha256_file, write_json
+from apgd.finetune import Expert
+from apgd.suites import Suite
+from tune.cluster import Cluster
+from tune.experiment import Experiment
+from tune.progress import Stage
+
+_PACKAGES = (
+    "apgd",
+    "torch",
+    "numpy",
+    "open_clip_torch",
+    "ray",
+    "optuna",
+    "mlflow",
+    "scikit-learn",
+    "scipy",
+    "pillow",
+    "matplotlib",
+)
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Manifest:
+    """The manifest of a run, started when this object is made.
+
+    Args:
+        experiment: the run's settings.
+        suite: the run's suite.
+    """
+
+    def __init__(self, experiment: Experiment, suite: Suite) -> None:
+        self._experiment = experiment
+        self._suite = suite
+        self._started = now()
+        self._git = git_state()
+
+    def write(
+        self,
+        cluster: Cluster,
+        hashes: Mapping[tuple[str, str], str],
+        experts: Mapping[tuple[int, str], Expert],
+        stages: Sequence[Stage],
+        split_reads: Mapping[str, int],
+    ) -> None:
+        """Write `manifest.json` into the run folder.
+
+        Args:
+            cluster: where the run took place.
+            hashes: SHA-256 of the examples by task and split.
+            experts: finished experts by seed and task.
+            stages: what was done, and how long it took.
+            split_reads: how many rows or trials were scored on each split.
+        """
+        suite, experiment = self._suite, self._experiment
+        value = {
+            "experiment": {"name": "full_repro", **experiment.as_dict()},
+            "suite": describe_suite(suite),
+            "versions": versions(),
+            **self._git,
+            "machine": describe_machine(cluster),
+            "hashes": {
+                "base": sha256_file(suite.base_path()),
+                "experts": {
+                    f"{task}-seed{seed}": expert.sha256
+                    for (seed, task), expert in sorted(experts.items())
+                },
+                "data": {f"{task}/{split}": h for (task, split), h in sorted(hashes.items())},
+            },
+            "command": command_line(),
+            "started": self._started,
+            "finished": now(),
+            "stages": [stage.as_dict() for stage in stages],
+            "split_reads": dict(split_reads),
+        }
+        write_json(experiment.folder / "manifest.json", value)
+
+
+def describe_suite(suite: Suite) -> dict[str, Any]:
+    """What a report needs to know of a suite, as JSON values."""
+    return {
+        "name": suite.name,
+        "title": suite.title,
+        "tasks": _describe_tasks(suite.tasks),
+        "unseen": _describe_tasks(suite.unseen),
+        "corrupted": list(suite.corrupted),
+        "corruptions": list(CORRUPTIONS),
+    }
+
+
+def _describe_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": task.name,
+            "title": task.title,
+            "stands_for": task.stands_for,
+            "classes": len(task.class_names),
+        }
+        for task in tasks
+    ]
+
+
+def describe_machine(cluster: Cluster) -> dict[str, Any]:
+    """Processor and operating system of the driver, and how the work was cut."""
+    return {
+        "description": f"{_processor()}, {platform.system()} {platform.machine()}",
+        "nodes": cluster.nodes,
+        "cpus": cluster.cpus,
+        "gpus": cluster.gpus,
+        "workers": cluster.workers,
+        "threads_per_worker": cluster.threads_per_worker,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {package: version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source and whether it was changed since; None outside a checkout."""
+    folder = Path(apgd.__file__).parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain")
+    return {
+        "git_commit": commit,
+        "git_dirty": None if commit is None or status is None else bool(status),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed arguments
+            ["git", "-C", str(folder), *arguments],  # noqa: S607 - the user's own git
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def command_line() -> str:
+    """The command that started this process, as one would type it."""
+    script = Path(sys.argv[0]).name
+    return " ".join(["uv", "run", f"experiments/{script}", *sys.argv[1:]])

@@ -1,0 +1,138 @@
+"""Results as files: each is on disk before it is anything else.
+
+A record is one JSON file, with the per-example correctness of its scores beside it. Its key is made
+from everything that determines it, so a record that exists need not be computed again: that is how
+a run resumes.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apgd.errors import InputError
+from apgd.files import atomic_path, content_key, write_json
+
+
+class Kind(StrEnum):
+    """What a record is the result of."""
+
+    EXPERT = "expert"
+    """One expert was fine-tuned."""
+    TRIAL = "trial"
+    """One merge was scored on validation data during a search."""
+    EVALUATION = "evaluation"
+    """One row of the table was scored on test data."""
+
+
+class Variant(StrEnum):
+    """How a row of the table came by its parameters."""
+
+    REFERENCE = "reference"
+    """Not a merge: the pretrained model, or each task's own expert."""
+    PUBLISHED = "published"
+    """The method's published settings, which are the defaults of its parameters."""
+    TUNED = "tuned"
+    """The trial with the best mean accuracy on validation data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One result."""
+
+    kind: Kind
+    method: str
+    """Name of the merge method; `pretrained` or `experts` for reference rows; the task's name for
+    records of kind EXPERT."""
+    variant: Variant
+    seed: int
+    """Seed of the fine-tuning and of the search."""
+    params: Mapping[str, float | int | None]
+    """The method's parameters, all of them."""
+    inputs: Mapping[str, str]
+    """What else determines the result: name -> hash."""
+    scores: Mapping[str, float]
+    """Accuracy in [0, 1] by cell; a cell is `condition/task`, where the condition is a split
+    (`validation`, `test`) or the name of a corruption (of the test split)."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock time by step, for example `merge` and `score`."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping, JSON values only."""
+
+    @property
+    def key(self) -> str:
+        """Content key of what determines this record."""
+        return record_key(self.kind, self.method, self.seed, self.params, self.inputs, self.variant)
+
+
+def record_key(
+    kind: Kind,
+    method: str,
+    seed: int,
+    params: Mapping[str, float | int | None],
+    inputs: Mapping[str, str],
+    variant: Variant = Variant.TUNED,
+) -> str:
+    """The key that a record with these determinants has."""
+    return content_key([kind, method, variant, seed, dict(params), dict(inputs)])
+
+
+class RecordStore:
+    """The records of one run folder.
+
+    Files: `records/<kind>/<key>.json` and, where there are per-example results,
+    `records/<kind>/<key>.npz` with one packed bit array per cell.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.root = run_dir / "records"
+
+    def _path(self, kind: Kind, key: str) -> Path:
+        return self.root / kind / f"{key}.json"
+
+    def add(self, record: Record, correct: Mapping[str, np.ndarray] | None = None) -> None:
+        """Write a record; `correct` maps cells to boolean arrays, one entry per example."""
+        path = self._path(record.kind, record.key)
+        if correct:
+            packed = {cell: np.packbits(bits) for cell, bits in correct.items()}
+            lengths = {f"{cell}#": np.int64(len(bits)) for cell, bits in correct.items()}
+            with (
+                atomic_path(path.with_suffix(".npz")) as temporary,
+                temporary.open("wb") as file,
+            ):
+                np.savez_compressed(file, **packed, **lengths)  # type: ignore[arg-type]
+        write_json(path, asdict(record))
+
+    def get(self, kind: Kind, key: str) -> Record | None:
+        """The record with this key, or None where it was not computed yet."""
+        path = self._path(kind, key)
+        return _read(path) if path.exists() else None
+
+    def all(self, kind: Kind) -> Iterator[Record]:
+        """Every record of a kind, in the order of their keys."""
+        for path in sorted((self.root / kind).glob("*.json")):
+            yield _read(path)
+
+    def correct(self, record: Record) -> dict[str, np.ndarray]:
+        """Per-example correctness by cell: boolean arrays, in the order of the split."""
+        path = self._path(record.kind, record.key).with_suffix(".npz")
+        with np.load(path, allow_pickle=False) as stored:
+            return {
+                cell: np.unpackbits(stored[cell], count=int(stored[f"{cell}#"])).astype(bool)
+                for cell in stored.files
+                if not cell.endswith("#")
+            }
+
+
+def _read(path: Path) -> Record:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields["kind"] = Kind(fields["kind"])
+        fields["variant"] = Variant(fields["variant"])
+        return Record(**fields)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is not a record of this version: {error}") from error

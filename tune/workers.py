@@ -1,0 +1,166 @@
+"""Workers: Ray actors pinned to one GPU or one CPU slot that render, train and score.
+
+A worker lives as long as the run, so models, data and task vectors are loaded once. It is restarted
+when it is killed, and its job is begun again: every job either resumes from its own checkpoint or
+is short.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from apgd import numerics
+from apgd.data import Split
+from apgd.finetune import ExpertSpec, finetune
+from apgd.suites import suites
+from tune.cluster import Cluster
+from tune.evaluators import Evaluator, ScoreJob, Workload
+
+_RESTARTS = 5
+_POLL_SECONDS = 0.5
+
+
+def assigned_device() -> str:
+    """The torch device that Ray assigned to this process.
+
+    Raises:
+        RuntimeError: where a GPU was assigned but another number of GPUs is visible, which would
+            let two workers share one.
+    """
+    gpus = ray.get_gpu_ids()
+    if not gpus:
+        return "cpu"
+    visible = torch.cuda.device_count()
+    if visible != 1:
+        raise RuntimeError(f"one GPU must be visible to a GPU worker, but {visible} are")
+    return "cuda:0"
+
+
+class Worker:
+    """What runs in a worker process."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._device = assigned_device()
+        self._progress = (0, 0)
+        self._evaluator: Evaluator | None = None
+
+    def prepare(self, suite: str, task: str, split: Split) -> str:
+        """Make a split's examples ready on this machine; their hash."""
+        numerics.configure(self._threads)
+        return suites[suite].examples(task, split).sha256
+
+    def train(self, spec: ExpertSpec, root: Path) -> dict[str, Any]:
+        """Fine-tune an expert, or go on with it; its manifest."""
+        numerics.configure(self._threads)
+        self._progress = (0, spec.settings.steps)
+
+        def report(done: int, total: int) -> None:
+            self._progress = (done, total)
+
+        expert = finetune(suites[spec.suite], spec, root, device=self._device, report=report)
+        return expert.manifest
+
+    def score(self, workload: Workload, job: ScoreJob) -> float:
+        """Score a merge or a reference row and put the record on disk; its mean accuracy."""
+        numerics.configure(self._threads)
+        if self._evaluator is None or self._evaluator.workload != workload:
+            self._evaluator = Evaluator(workload, self._device)
+        return self._evaluator.run(job)
+
+    def progress(self) -> tuple[int, int]:
+        """Steps done and total of the training under way."""
+        return self._progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a worker's method."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+class WorkerPool:
+    """The workers of a run.
+
+    Args:
+        cluster: how many workers there are and what each owns.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        options: dict[str, Any] = {
+            "max_restarts": _RESTARTS,
+            "max_task_retries": _RESTARTS,
+            "concurrency_groups": {"watch": 1},
+            **cluster.worker_resources,
+        }
+        remote: Any = ray.remote(**options)(Worker)
+        self.handles: list[ActorHandle[Any]] = [
+            remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)
+        ]
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        on_done: Callable[[int, Any], None] | None = None,
+        on_progress: Callable[[dict[int, tuple[int, int]]], None] | None = None,
+    ) -> list[Any]:
+        """Run jobs on the workers, in the order given; their results in the same order.
+
+        Args:
+            jobs: what to run.
+            on_done: called in this process with a job's index and result as it finishes.
+            on_progress: called about twice a second with the steps done and their total of the
+                jobs under way, by index.
+
+        Raises:
+            Exception: what the first failing job raised; the other jobs' results are not lost
+                where jobs keep them on disk.
+        """
+        results: list[Any] = [None] * len(jobs)
+        waiting = list(range(len(jobs)))
+        idle = list(self.handles)
+        running: dict[ray.ObjectRef[Any], tuple[int, ActorHandle[Any]]] = {}
+        while waiting or running:
+            while waiting and idle:
+                index, worker = waiting.pop(0), idle.pop(0)
+                job = jobs[index]
+                running[getattr(worker, job.method).remote(*job.arguments)] = (index, worker)
+            done, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
+            for reference in done:
+                index, worker = running.pop(reference)
+                results[index] = ray.get(reference)
+                idle.append(worker)
+                if on_done is not None:
+                    on_done(index, results[index])
+            if on_progress is not None:
+                on_progress(_poll(running))
+        return results
+
+
+def _poll(
+    running: dict[ray.ObjectRef[Any], tuple[int, ActorHandle[Any]]],
+) -> dict[int, tuple[int, int]]:
+    asked: dict[Any, int] = {
+        worker.progress.options(concurrency_group="watch").remote(): index
+        for index, worker in running.values()
+    }
+    # A worker that is just being restarted does not answer in time, and is left out.
+    answered: list[Any]
+    answered, _ = (
+        ray.wait(list(asked), num_returns=len(asked), timeout=_POLL_SECONDS) if asked else ([], [])
+    )
+    progress = {}
+    for reference in answered:
+        try:
+            progress[asked[reference]] = ray.get(reference)
+        except ray.exceptions.RayActorError:
+            continue
+    return progress
