@@ -2,11 +2,15 @@
 
 import hashlib
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def source_hash(*modules: str) -> str:
     """Twelve hexadecimal digits of the SHA-256 over the Python source of modules and packages.
+
+    It is computed once per process: what was imported does not change when a file is edited later.
 
     Args:
         *modules: dotted names; a package stands for every module below it.

@@ -1,7 +1,6 @@
 """Ray: start it here or join the cluster, and say what was found."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +10,6 @@ import ray
 
 from apgd.errors import InputError
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # `uv run` would make Ray build a second environment for every worker.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-    # Ctrl-C is ours to handle, and finished trials are on disk as records.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
 _OBJECT_STORE_BYTES = 200 * 2**20
 
 
@@ -80,11 +68,7 @@ def plan(nodes: int, cpus: int, gpus: int, joined: bool, most_workers: int) -> C
     return Cluster(nodes, cpus, gpus, joined, workers, threads)
 
 
-def _configure_environment() -> None:
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    # Without a choice, a cluster started on this machine later would ask for tokens.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+def _silence_loggers() -> None:
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -109,7 +93,7 @@ def ray_session(
     Raises:
         InputError: where no cluster answers at `address`.
     """
-    _configure_environment()
+    _silence_loggers()
     joined = _connect(address, cpus, dashboard)
     try:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

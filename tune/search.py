@@ -17,7 +17,7 @@ import optuna
 import ray
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from apgd.methods import Method, MethodParams, methods
@@ -29,6 +29,8 @@ METRIC = "accuracy"
 BATCH = 4
 """Trials of a study whose results its sampler sees together."""
 _STARTUP_TRIALS = 8
+# A trial only waits for a worker, which owns the CPUs or the GPU; but Tune insists on a resource.
+_TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _suggestions(study: Study) -> Callable[[optuna.Trial], None]:
     return define
 
 
-def _searcher(study: Study) -> ConcurrencyLimiter:
+def _searcher(study: Study) -> OptunaSearch:
     sampler = optuna.samplers.TPESampler(
         seed=study.seed,
         n_startup_trials=_STARTUP_TRIALS,
@@ -85,7 +87,7 @@ def _searcher(study: Study) -> ConcurrencyLimiter:
     )
     published = study.published.as_dict()
     first = {p.name: published[p.name] for p in searched(methods[study.method])}
-    search = OptunaSearch(
+    return OptunaSearch(
         _suggestions(study),
         metric=METRIC,
         mode="max",
@@ -93,7 +95,39 @@ def _searcher(study: Study) -> ConcurrencyLimiter:
         points_to_evaluate=[first],
         study_name=study.name,
     )
-    return ConcurrencyLimiter(search, max_concurrent=BATCH, batch=True)
+
+
+class _Batches:
+    """A study's suggestions in batches of a fixed size.
+
+    Ray's ConcurrencyLimiter tells the searcher as soon as nothing is running, which happens earlier
+    with fewer workers; here a batch is told when it is whole, in the order of its suggestions.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.suggested = 0
+        self._searcher = _searcher(study)
+        self._batch: dict[str, tuple[dict[str, Any] | None, bool] | None] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Parameters; None where all were suggested, or the batch has to finish first."""
+        if self.suggested >= self.study.trials or len(self._batch) >= BATCH:
+            return None
+        self._batch[trial_id] = None
+        self.suggested += 1
+        params: dict[str, Any] | None = self._searcher.suggest(trial_id)
+        return params
+
+    def complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
+        """Note a result, and tell the sampler when the batch is whole."""
+        self._batch[trial_id] = (result, error)
+        if len(self._batch) < BATCH or None in self._batch.values():
+            return
+        for told, outcome in self._batch.items():
+            if outcome is not None:
+                self._searcher.on_trial_complete(told, result=outcome[0], error=outcome[1])
+        self._batch = {}
 
 
 class StudyRouter(Searcher):
@@ -106,33 +140,28 @@ class StudyRouter(Searcher):
 
     def __init__(self, studies: Sequence[Study], workers: int) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._studies = list(studies)
-        self._searchers = [_searcher(study) for study in studies]
-        self._suggested = [0] * len(studies)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self._studies = [_Batches(study) for study in studies]
         self._free = list(range(workers))
         self._live: dict[str, tuple[int, int]] = {}  # trial -> study, worker
         self._turn = 0
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's configuration; None where nothing can start now."""
-        if all(n >= s.trials for n, s in zip(self._suggested, self._studies, strict=True)):
-            finished: str = Searcher.FINISHED
-            return finished
+        if all(batches.suggested >= batches.study.trials for batches in self._studies):
+            return Searcher.FINISHED
         if not self._free:
             return None
         for offset in range(len(self._studies)):
             index = (self._turn + offset) % len(self._studies)
-            study = self._studies[index]
-            if self._suggested[index] >= study.trials:
-                continue
-            params = self._searchers[index].suggest(trial_id)
+            number = self._studies[index].suggested
+            params = self._studies[index].suggest(trial_id)
             if params is None:
                 continue
             self._turn = index + 1
             worker = self._free.pop(0)
             self._live[trial_id] = (index, worker)
-            number = self._suggested[index]
-            self._suggested[index] += 1
             return {"study": index, "number": number, "worker": worker, "params": params}
         return None
 
@@ -142,7 +171,7 @@ class StudyRouter(Searcher):
         """Tell the trial's study, and free its worker."""
         index, worker = self._live.pop(trial_id)
         self._free.append(worker)
-        self._searchers[index].on_trial_complete(trial_id, result=result, error=error)
+        self._studies[index].complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: a search resumes from its records."""
@@ -209,6 +238,10 @@ class _Watcher(ray_tune.Callback):
     def on_trial_complete(self, *_args: Any, **_info: Any) -> None:
         self._on_trial()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that this search never asks for."""
+        return {}
+
 
 def run_searches(
     studies: Sequence[Study],
@@ -229,14 +262,12 @@ def run_searches(
     Returns:
         The number of trials that failed.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     shutil.rmtree(scratch, ignore_errors=True)
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(
             MergeTrial, studies=tuple(studies), workload=workload, workers=tuple(workers)
         ),
-        {"CPU": 0},
+        _TRIAL_RESOURCES,
     )
     tuner = ray_tune.Tuner(
         trainable,

@@ -61,10 +61,10 @@ class MlflowCopy:
     def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
         from mlflow import MlflowClient  # slow to import, and only this needs it
 
+        for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._run_dir = run_dir
         self._store = RecordStore(run_dir)
         self._client = MlflowClient(tracking_uri=uri)
