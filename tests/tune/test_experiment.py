@@ -1,0 +1,85 @@
+"""Choices are checked at the door, and a run folder belongs to one experiment."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from apgd import InputError
+from tune.experiment import Experiment, check
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"suite": "mini"}, "unknown suite 'mini'; known are: mini_vision"),
+        ({"methods": ("ties", "tias")}, "unknown method 'tias'; known are: doge_ta"),
+        ({"methods": ()}, "methods must name at least one"),
+        ({"methods": ("ties", "ties")}, "methods must not repeat"),
+        ({"seeds": 0}, "seeds must be at least 1, but got 0"),
+        ({"trials": -1}, "trials must be at least 1, but got -1"),
+        ({"cpus": 0}, "cpus must be at least 1, but got 0"),
+        ({"tracking_uri": "./mlruns"}, "tracking-uri must start with one of sqlite://"),
+    ],
+)
+def test_bad_choices_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Experiment(**fields)  # type: ignore[arg-type]
+
+
+def test_more_seeds_and_methods_extend_a_run_and_other_settings_do_not() -> None:
+    folder = Experiment().folder
+    assert Experiment(seeds=3, methods=("ties",), cpus=1).folder == folder
+    assert Experiment(trials=5).folder != folder
+    assert Experiment(smoke=True).folder != folder
+
+
+def test_a_folder_of_another_experiment_is_refused_and_kept(tmp_path: Path) -> None:
+    first = Experiment(trials=5, run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+    check(first)
+    check(first)
+    before = (tmp_path / "run" / "experiment.json").read_bytes()
+    other = Experiment(trials=6, run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+    with pytest.raises(InputError, match="holds another: trials 5 there and 6 here"):
+        check(other)
+    assert (tmp_path / "run" / "experiment.json").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="holds other files"):
+        check(Experiment(run_dir=tmp_path, experts_dir=tmp_path / "experts"))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"name": '])
+def test_a_damaged_experiment_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "experiment.json").write_text(content)
+    with pytest.raises(InputError, match=r"experiment\.json must"):
+        check(Experiment(run_dir=tmp_path, experts_dir=tmp_path / "experts"))
+
+
+def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="must be writable, but .*file/run is not: Not a dir"):
+        check(Experiment(run_dir=tmp_path / "file" / "run", experts_dir=tmp_path / "experts"))
+
+
+def test_a_full_disk_is_noticed_before_work_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = os.statvfs(tmp_path)
+    monkeypatch.setattr(
+        "tune.experiment.shutil.disk_usage",
+        lambda _path: type("Usage", (), {"free": 2**20, "total": usage.f_blocks})(),
+    )
+    experiment = Experiment(run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+    with pytest.raises(InputError, match="needs about .* MiB .* but only 1 MiB are free"):
+        check(experiment)
+    assert not (tmp_path / "run" / "experiment.json").exists()
+
+
+def test_fields_are_json() -> None:
+    values = Experiment(run_dir=Path("a/b")).as_dict()
+    assert json.loads(json.dumps(values))["run_dir"] == "a/b"

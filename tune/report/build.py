@@ -1,0 +1,113 @@
+"""From a run folder to a finished report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from apgd.files import atomic_path, write_text
+from tune.report.axis import Axis
+from tune.report.document import Block, Document, Plot, Report, Section, Table, Warnings
+from tune.report.headline import headline, tiles
+from tune.report.markdown import render_markdown
+from tune.report.measures import task_columns, tidy_csv
+from tune.report.page import render_page
+from tune.report.published_section import published_section
+from tune.report.reproduce_section import reproduce_section, setting_line
+from tune.report.result_sections import (
+    accuracy_section,
+    corruption_measures,
+    corruption_section,
+    difference_measures,
+    difference_section,
+    main_table,
+    unseen_measures,
+    unseen_section,
+)
+from tune.report.run import Run, read_run
+from tune.report.run_sections import cost_section, experts_section, samples_section
+from tune.report.samples import sample_grid
+from tune.report.search_section import search_section
+
+_SMOKE = (
+    "This is a smoke run: its sizes are cut down to prove that everything works. "
+    "Its numbers mean nothing."
+)
+
+
+def build_report(
+    run_dir: Path,
+    *,
+    titles: Mapping[str, str],
+    axes: Mapping[str, Sequence[Axis]],
+    samples: Mapping[str, np.ndarray],
+) -> Report:
+    """Make the report of a run folder, finished or not.
+
+    Args:
+        run_dir: the folder with `manifest.json` and `records/`.
+        titles: names of the methods for people.
+        axes: the searched parameters of every method.
+        samples: images by task, each uint8 (k, height, width, 3).
+
+    Returns:
+        The report; what the folder does not hold yet is left out, and said to be.
+
+    Raises:
+        InputError: when the manifest, a record or the samples are malformed.
+    """
+    run = read_run(run_dir, titles=titles, axes=axes)
+    main, unseen, corrupted = main_table(run), unseen_measures(run), corruption_measures(run)
+    paired = difference_measures(run)
+    sections: list[Section | None] = [
+        accuracy_section(run, main),
+        difference_section(run, paired),
+        unseen_section(run, unseen),
+        corruption_section(run, corrupted),
+        search_section(run),
+        published_section(),
+        samples_section(sample_grid(run, samples)),
+        experts_section(run),
+        cost_section(run),
+        reproduce_section(run),
+    ]
+    document = Document(
+        title=_title(run),
+        headline=headline(run, main, task_columns(run)),
+        setting=setting_line(run),
+        lead=_lead(run, tiles(run, main)),
+        sections=tuple(section for section in sections if section is not None),
+    )
+    blocks = document.blocks()
+    return Report(
+        document=document,
+        markdown=render_markdown(document),
+        html=render_page(document),
+        csv=tidy_csv([main, *paired, unseen, corrupted]),
+        tables={block.name: block for block in blocks if isinstance(block, Table)},
+        figures={block.name: block.png for block in blocks if isinstance(block, Plot)},
+    )
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write `report.html`, `report.md`, `table.csv` and `figures/*.png` into `folder`.
+
+    Returns:
+        The path of the page.
+    """
+    for name, png in report.figures.items():
+        with atomic_path(folder / "figures" / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+    write_text(folder / "table.csv", report.csv)
+    write_text(folder / "report.md", report.markdown)
+    page = folder / "report.html"
+    write_text(page, report.html)
+    return page
+
+
+def _title(run: Run) -> str:
+    return f"Merged experts: {run.manifest.name}" if run.manifest.name else "Merged experts"
+
+
+def _lead(run: Run, numbers: Block) -> tuple[Block, ...]:
+    return (Warnings(items=(_SMOKE,)), numbers) if run.manifest.smoke else (numbers,)

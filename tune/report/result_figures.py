@@ -1,0 +1,163 @@
+"""Figures of results: accuracy by task, and paired differences."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from apgd.statistics import Interval
+from tune.records import Variant
+from tune.report.canvas import SMALL, TEXT, fit_labels, new_figure, style_axes, to_png, to_svg
+from tune.report.document import Drawing, Plot
+from tune.report.headline import SUBJECT
+from tune.report.measures import Measured, Row
+from tune.report.palette import LIGHT, PLACEHOLDERS, Palette
+from tune.report.run import EXPERTS, PRETRAINED, RowKey, Run
+
+_WIDE, _NARROW = 1100, 350
+Panels = Mapping[str, Mapping[RowKey, Interval | None]]
+"""By title of the panel, the rows of one column."""
+
+
+def accuracy_figure(run: Run, main: Measured) -> Plot | None:
+    """A panel per task and one for the mean; a line per method, with its interval."""
+    methods = list(dict.fromkeys(row.key.method for row in main.rows if row.key.is_merge))
+    if not methods:
+        return None
+    panels = {
+        title: {row.key: row.values[index] for row in main.rows}
+        for index, title in enumerate(main.columns)
+        if title != "Of experts"
+    }
+
+    def draw(palette: Palette, width: int, per_line: int) -> Figure:
+        return _accuracy(run, methods, panels, palette, width, per_line)
+
+    return Plot(
+        name="accuracy",
+        caption=(
+            "Test accuracy in percent with 95 % intervals. Filled marks: tuned on validation data; "
+            "hollow marks: published settings. Dotted line: zero-shot; solid line: single experts."
+        ),
+        alt="Test accuracy of every method, on average and by task; the main table has the values.",
+        drawings=(
+            Drawing(
+                wide=to_svg(draw(PLACEHOLDERS, _WIDE, 3), "acc-w"),
+                narrow=to_svg(draw(PLACEHOLDERS, _NARROW, 1), "acc-n"),
+            ),
+        ),
+        png=to_png(draw(LIGHT, _WIDE, 3), LIGHT),
+    )
+
+
+def _accuracy(
+    run: Run, methods: Sequence[str], panels: Panels, palette: Palette, width: int, per_line: int
+) -> Figure:
+    lines = math.ceil(len(panels) / per_line)
+    body, head, foot = 24 * len(methods) + 10, 34, 34
+    height = lines * (head + body + foot)
+    figure = new_figure(width, height)
+    names, labels = fit_labels([run.method_title(method) for method in methods], 0.45 * width)
+    column = (width - labels - 12) / per_line
+    for index, (title, values) in enumerate(panels.items()):
+        line, place = divmod(index, per_line)
+        left = labels + place * column
+        bottom = height - line * (head + body + foot) - head - body
+        axes = figure.add_axes(
+            (left / width, bottom / height, (column - 22) / width, body / height)
+        )
+        style_axes(axes, palette)
+        (shown,), _ = fit_labels([title], column)
+        _panel(axes, shown, methods, values, palette)
+        axes.set_yticks(range(len(methods)))
+        axes.set_yticklabels(
+            names if place == 0 else [""] * len(names),
+            parse_math=False,
+            color=palette.ink,
+            size=TEXT,
+        )
+    return figure
+
+
+def _panel(
+    axes: Axes,
+    title: str,
+    methods: Sequence[str],
+    values: Mapping[RowKey, Interval | None],
+    palette: Palette,
+) -> None:
+    axes.set_title(title, parse_math=False, loc="left", size=TEXT, color=palette.ink, weight="bold")
+    for reference, dashes in ((PRETRAINED, (1, 2)), (EXPERTS, (None, None))):
+        value = values.get(reference)
+        if value is not None:
+            axes.axvline(
+                100 * value.estimate, color=palette.muted, linewidth=1.3, dashes=dashes, zorder=1
+            )
+    for line, method in enumerate(methods):
+        colour = palette.accent if method == SUBJECT else palette.quiet
+        for variant, shift in ((Variant.PUBLISHED, -0.16), (Variant.TUNED, 0.16)):
+            value = values.get(RowKey(method, variant))
+            if value is None:
+                continue
+            axes.plot(
+                [100 * value.low, 100 * value.high], [line + shift] * 2, color=colour, linewidth=1.6
+            )
+            face = colour if variant is Variant.TUNED else palette.surface
+            _mark(axes, 100 * value.estimate, line + shift, colour, face)
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def difference_figure(name: str, table: Measured, subject: str) -> Plot | None:
+    """The first column of a table of differences: a line per row, and zero."""
+    rows = [row for row in table.rows if row.values[0] is not None]
+    if not rows:
+        return None
+
+    return Plot(
+        name=name,
+        caption=(
+            f"{subject} minus each other row, mean over the tasks, in percentage points with 95 % "
+            "intervals. Right of zero: better than the other row. Hollow marks: the interval "
+            "holds zero."
+        ),
+        alt=f"Differences between {subject} and every other row; the table below has the values.",
+        drawings=(
+            Drawing(
+                wide=to_svg(_forest(rows, PLACEHOLDERS, _WIDE), f"{name}-w"),
+                narrow=to_svg(_forest(rows, PLACEHOLDERS, _NARROW), f"{name}-n"),
+            ),
+        ),
+        png=to_png(_forest(rows, LIGHT, _WIDE), LIGHT),
+    )
+
+
+def _forest(rows: Sequence[Row], palette: Palette, width: int) -> Figure:
+    body, foot = 26 * len(rows) + 8, 46
+    height = body + foot + 6
+    names, labels = fit_labels([row.title for row in rows], 0.55 * width)
+    figure = new_figure(width, height)
+    axes = figure.add_axes(
+        (labels / width, foot / height, (width - labels - 16) / width, body / height)
+    )
+    style_axes(axes, palette)
+    axes.axvline(0, color=palette.ink, linewidth=1)
+    for line, row in enumerate(rows):
+        gap = row.values[0]
+        if gap is None:
+            continue
+        colour = palette.quiet if gap.includes_zero else palette.accent
+        face = palette.surface if gap.includes_zero else colour
+        axes.plot([100 * gap.low, 100 * gap.high], [line, line], color=colour, linewidth=2)
+        _mark(axes, 100 * gap.estimate, line, colour, face)
+    axes.set_yticks(range(len(rows)))
+    axes.set_yticklabels(names, parse_math=False, color=palette.ink, size=TEXT)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.locator_params(axis="x", nbins=7 if width > _NARROW else 4)
+    axes.set_xlabel("percentage points", size=SMALL)
+    return figure
+
+
+def _mark(axes: Axes, x: float, y: float, edge: str, face: str) -> None:
+    axes.plot([x], [y], "o", color=edge, markerfacecolor=face, markersize=6.5, markeredgewidth=1.5)
