@@ -1,0 +1,1 @@
+"""Experiments: choices, not code."""

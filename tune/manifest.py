@@ -72,7 +72,11 @@ class Manifest:
         """
         suite, experiment = self._suite, self._experiment
         value = {
-            "experiment": {"name": "full_repro", **experiment.as_dict()},
+            "experiment": {
+                "name": "full_repro",
+                **experiment.as_dict(),
+                "trials": experiment.effective_trials,
+            },
             "suite": describe_suite(suite),
             "versions": versions(),
             **self._git,

@@ -9,6 +9,6 @@ import sys
 from apgd.registry import Registry
 from apgd.suites._suite import FinetuneSettings, Suite
 
-suites: Registry[Suite] = Registry(sys.modules[__name__], Suite, "suite")
+suites: Registry[Suite] = Registry(sys.modules[__name__], Suite, "suite")  # type: ignore[type-abstract]
 
 __all__ = ["FinetuneSettings", "Suite", "suites"]

@@ -18,17 +18,15 @@ from tune.report.document import (
 
 
 def render_markdown(document: Document) -> str:
-    """The whole report; figures are referred to as `figures/<name>.png`."""
+    """The report without its folded parts; figures are referred to as `figures/<name>.png`."""
     parts = [f"# {_inline(document.title)}", f"**{_inline(document.headline)}**"]
     parts.append(_inline(document.setting))
     parts += [_block(block) for block in document.lead]
     for section in document.sections:
         parts.append(f"## {_inline(section.title)}")
         for block in section.blocks:
-            if isinstance(block, Details):
-                parts.append(f"**{_inline(block.summary)}**")
-                parts += [_block(inner) for inner in block.blocks]
-            else:
+            # What the page folds away is left out here; the manifest and the records have it.
+            if not isinstance(block, Details):
                 parts.append(_block(block))
     return "\n\n".join(part for part in parts if part) + "\n"
 
