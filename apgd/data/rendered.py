@@ -1,0 +1,99 @@
+"""Rendered pictures on disk: made once, checked, and read through memory maps."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from apgd.data.tasks import Examples
+from apgd.errors import InputError
+
+_RENDERERS = ("pillow", "numpy", "matplotlib", "scikit-learn")
+
+
+def cache_root() -> Path:
+    """Where rendered pictures are kept: `$APGD_CACHE`, or `~/.cache/apgd`."""
+    chosen = os.environ.get("APGD_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "apgd"
+
+
+class RenderedStore:
+    """Examples by the hash of their content, in a folder each.
+
+    Any number of processes may ask for the same examples at once: each file appears complete or not
+    at all, and whoever comes second writes the same bytes again.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root
+        self._checked: set[Path] = set()
+
+    def get(self, name: str, pinned: str, make: Callable[[], Examples]) -> Examples:
+        """The examples whose content has the hash `pinned`; made where they are not there yet.
+
+        Files are checked against the hash when this object first reads them; damaged ones are made
+        anew.
+
+        Args:
+            name: What the examples are, for messages.
+            pinned: What the examples' `sha256` must be.
+            make: Renders the examples.
+
+        Returns:
+            The examples, their images a read-only memory map.
+
+        Raises:
+            InputError: where `make` gives something else than was pinned, or the folder cannot be
+                written to.
+        """
+        folder = (self._root or cache_root()) / "rendered" / pinned[:32]
+        found = self._read(folder, pinned)
+        if found is None:
+            made = make()
+            if (got := made.sha256) != pinned:
+                installed = ", ".join(f"{package} {version(package)}" for package in _RENDERERS)
+                raise InputError(
+                    f"the rendered examples of {name} have the hash {got[:12]}, but {pinned[:12]} "
+                    f"is pinned; rendering depends on the installed {installed}"
+                )
+            try:
+                _write(folder / "labels.npy", made.labels)
+                _write(folder / "images.npy", made.images)
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to the cache folder {folder} ({error.strerror}); "
+                    f"name another one in APGD_CACHE"
+                ) from error
+            found = self._read(folder, pinned) or made
+        return found
+
+    def _read(self, folder: Path, pinned: str) -> Examples | None:
+        """The examples in a folder, or None where they are missing or damaged."""
+        try:
+            images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+            labels = np.load(folder / "labels.npy", allow_pickle=False)
+            examples = Examples(images, labels)
+        except (OSError, ValueError, EOFError):
+            # ValueError covers what NumPy says of a broken header or a file that is too short.
+            return None
+        if folder not in self._checked:
+            if examples.sha256 != pinned:
+                return None
+            self._checked.add(folder)
+        return examples
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    """Write an array so that `path` holds all of it or does not change."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Models: the encoders that suites name."""

@@ -1,0 +1,78 @@
+"""open_clip's CLIP at toy size, and its zero-shot head."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.zero_shot_classifier import build_zero_shot_classifier
+from torch import Tensor, nn
+
+from apgd.data.tasks import Task
+from apgd.errors import InputError
+
+IMAGE_SIZE = 32
+CONTEXT_LENGTH = 10
+EMBED_DIM = 64
+_VISION = CLIPVisionCfg(
+    image_size=IMAGE_SIZE, patch_size=8, width=128, layers=4, head_width=32, mlp_ratio=4.0
+)
+# Grey levels at the middle of the scale become 0, and most of them lie within two units of it.
+_MEAN, _STD = 0.5, 0.25
+_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def mini_clip(vocab_size: int) -> CLIP:
+    """A CLIP for pictures of 32 x 32 pixels, with random weights.
+
+    The image tower is a ViT with patches of 8 pixels, 4 blocks of width 128 and 4 heads; the text
+    tower has one block of width 64 and reads 10 words. Both towers use the exact GELU.
+
+    Args:
+        vocab_size: Highest token number plus one; that token ends a text.
+    """
+    text = CLIPTextCfg(
+        context_length=CONTEXT_LENGTH, vocab_size=vocab_size, width=64, heads=2, layers=1
+    )
+    return CLIP(embed_dim=EMBED_DIM, vision_cfg=_VISION, text_cfg=text, quick_gelu=False)
+
+
+def preprocess(images: np.ndarray) -> Tensor:
+    """Pictures as the model takes them: uint8 (n, 32, 32, 3) -> float32 (n, 3, 32, 32).
+
+    Raises:
+        InputError: for another type or shape.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != _SHAPE:
+        raise InputError(
+            f"images must be uint8 of shape (n, 32, 32, 3), but got {images.dtype} {images.shape}"
+        )
+    # A copy in the model's order of axes: a memory map is read-only, which torch warns about.
+    planes = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
+    return planes.to(torch.float32).div_(255.0).sub_(_MEAN).div_(_STD)
+
+
+def zero_shot_head(
+    model: nn.Module, tokenizer: Callable[[list[str]], Tensor], task: Task
+) -> Tensor:
+    """A task's classifier made of its class names.
+
+    Args:
+        model: A CLIP of open_clip.
+        tokenizer: Texts to token numbers.
+        task: Gives class names and prompt templates.
+
+    Returns:
+        float32 (classes, width): for each class the mean text embedding over the templates, made a
+        unit vector and multiplied by the logit scale.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    columns = build_zero_shot_classifier(
+        model, tokenizer, list(task.class_names), list(task.templates), device=device
+    )  # (width, classes)
+    model.train(training)
+    scale = model.get_parameter("logit_scale").detach().exp()
+    head: Tensor = (columns.detach().T * scale).contiguous()
+    return head
