@@ -11,6 +11,8 @@ _RAY_ENVIRONMENT = {
     # Ctrl-C is ours to handle, and finished trials are on disk as records.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The newer output prints a banner even when it is told to print nothing.
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 for _name, _value in _RAY_ENVIRONMENT.items():

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Column:
     cells: Mapping[str, tuple[str, ...]]
     """Cells of the mean, by task. Each lists the cells of the records that are averaged example by
     example, which is how several corruptions of the same images count as one sample."""
+    as_many_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By task, cells of the records that hold fewer examples: only so many first ones count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def corruption_columns(run: Run) -> tuple[Column, ...]:
     clean = {task: (f"test/{task}",) for task in manifest.corrupted}
     return (
         Column(title="Mean", cells=everything),
-        Column(title="Clean", cells=clean),
+        Column(title="Clean", cells=clean, as_many_as=everything),
         *(
             Column(
                 title=condition(corruption),
@@ -176,7 +178,11 @@ def _results(run: Run, key: RowKey, seeds: Sequence[int], column: Column) -> Run
 def _cells(correct: Correct, column: Column) -> dict[str, np.ndarray] | None:
     if not all(part in correct for parts in column.cells.values() for part in parts):
         return None
-    return {
+    results = {
         cell: np.asarray(np.mean([correct[part] for part in parts], axis=0, dtype=np.float64))
         for cell, parts in column.cells.items()
     }
+    for cell, parts in column.as_many_as.items():
+        lengths = [len(correct[part]) for part in parts if part in correct]
+        results[cell] = results[cell][: min(lengths, default=len(results[cell]))]
+    return results
