@@ -13,6 +13,8 @@ from torch import Tensor
 from apgd.errors import InputError
 from apgd.files import atomic_path
 
+_METADATA = "apgd"
+
 WeightSource = Mapping[str, Tensor] | str | Path
 """A state dict in memory, or the path of a safetensors file."""
 
@@ -125,7 +127,8 @@ def save_weights(
         tensors: names and tensors; memory shared between names is written once for each.
         metadata: JSON values, kept in the file's header.
     """
-    header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    # A single entry: with several, their order in the file changes from one process to the next.
+    header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     with atomic_path(path) as temporary:
         save_file(
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
@@ -138,7 +141,8 @@ def read_metadata(path: Path) -> dict[str, object]:
     """The metadata that `save_weights` put into a file's header."""
     _InFile("checkpoint", path)
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        found: dict[str, object] = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        return found
 
 
 def is_finite(tensor: Tensor) -> bool:

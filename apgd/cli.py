@@ -2,17 +2,19 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from apgd.checkpoints import save_weights
 from apgd.errors import InputError
+from apgd.files import check_writable
 from apgd.merging import merge
-from apgd.methods import Method, methods
-from apgd.methods._method import Parameter
+from apgd.methods import Method, Parameter, methods
 from apgd.suites import suites
 
 _INPUT_ERROR = 2
@@ -21,14 +23,17 @@ _INPUT_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, 2 for bad input."""
     chosen = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser(chosen).parse_args(chosen)
     try:
-        options = _parser(chosen).parse_args(chosen)
         options.run(options)
-    except InputError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
-        if "--debug" in chosen:
-            raise
-        return _INPUT_ERROR
+    except Exception as error:
+        bad_input = isinstance(error, InputError)
+        label = "error" if bad_input else f"error ({type(error).__name__})"
+        errors = Console(stderr=True, soft_wrap=True)
+        errors.print(f"{label}: {error}", markup=False, highlight=False)
+        if options.debug:
+            errors.print(traceback.format_exc(), markup=False, highlight=False)
+        return _INPUT_ERROR if bad_input else 1
     return 0
 
 
@@ -110,10 +115,8 @@ def _merge(options: argparse.Namespace) -> None:
     experts = dict(_named_path(text) for text in options.expert)
     if len(experts) < len(options.expert):
         raise InputError(f"experts must have different names, but got {', '.join(options.expert)}")
-    if options.out.exists() and not options.overwrite:
-        raise InputError(f"{options.out} exists already; add --overwrite to replace it")
-    if not options.out.parent.is_dir():
-        raise InputError(f"the folder of --out must exist, but {options.out.parent} does not")
+    _check_out(options.out, options.overwrite, [options.base, *experts.values()])
+    _check_device(options.device)
     select = suites[options.suite].is_merged if options.suite else None
     merged = merge(
         options.method, options.base, experts, select=select, device=options.device, **params
@@ -123,6 +126,29 @@ def _merge(options: argparse.Namespace) -> None:
     Console().print(
         f"merged {len(experts)} experts with {method.title} into {options.out}", highlight=False
     )
+
+
+def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Raise InputError unless the merged weights can be written without losing anything."""
+    if out.is_dir():
+        raise InputError(f"--out must be a file, but {out} is a folder")
+    if out.resolve() in [path.resolve() for path in inputs]:
+        raise InputError(f"--out must not be one of the inputs, but got {out}")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already; add --overwrite to replace it")
+    if not out.parent.is_dir():
+        raise InputError(f"the folder of --out must exist, but {out.parent} does not")
+    check_writable(out.parent, "the folder of --out")
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--device must be one that torch has, but got {name!r}: {reason}"
+        ) from error
 
 
 def _named_path(text: str) -> tuple[str, Path]:

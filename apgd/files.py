@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from apgd.errors import InputError
+
+_PROBE = ".probe-"
+_PART = ".part"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -18,7 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     whole new one, also after a crash of the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,6 +34,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Raise InputError unless files can be written in `folder`, which is made where it is missing.
+
+    Args:
+        folder: where files are going to be written.
+        what: what the message calls it, for example "the run folder".
+    """
+    probe = folder / f"{_PROBE}{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{what} must be writable, but {folder} is not: {error.strerror}"
+        ) from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what a process that was killed while writing may leave behind."""
+    return path.name.startswith(_PROBE) or (path.name.startswith(".") and path.suffix == _PART)
 
 
 def write_text(path: Path, text: str) -> None:

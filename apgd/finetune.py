@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apgd.checkpoints import load_weights, read_metadata, save_weights
+from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples, Split
 from apgd.errors import InputError
 from apgd.evaluate import logits
 from apgd.files import content_key, sha256_file, write_json
-from apgd.source import source_hash
+from apgd.source import library_versions, source_hash
 from apgd.suites import FinetuneSettings, Suite
 
 _WEIGHTS = "weights.safetensors"
@@ -39,7 +39,10 @@ class ExpertSpec:
     base_sha256: str
     data_sha256: str
     """Hash of the task's training split."""
-    torch_version: str
+    head: str
+    """Hash of the class names and templates behind the task's zero-shot head."""
+    versions: tuple[tuple[str, str], ...]
+    """Versions of the libraries that compute."""
     code: str
     """Hash of the source that trains experts."""
 
@@ -75,7 +78,8 @@ def expert_spec(
         settings=settings,
         base_sha256=sha256_file(suite.base_path()),
         data_sha256=data_sha256,
-        torch_version=torch.__version__,
+        head=content_key([suite.task(task).class_names, suite.task(task).templates]),
+        versions=library_versions("torch", "open_clip_torch", "numpy"),
         code=source_hash("apgd.finetune", "apgd.evaluate", "apgd.numerics", "apgd.models"),
     )
 
@@ -84,12 +88,20 @@ def find_expert(spec: ExpertSpec, root: Path) -> Expert | None:
     """The finished expert of this specification below `root`, or None.
 
     Raises:
-        InputError: where its weights are not the ones that were written when it was finished.
+        InputError: where its weights are not the ones that were written when it was finished, or
+            its manifest is damaged.
     """
     folder = spec.folder(root)
     if not (folder / _MANIFEST).exists():
         return None
-    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = {**manifest, "sha256": str(manifest["sha256"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder / _MANIFEST} must be the manifest of an expert, but is not ({error!r}); "
+            f"delete {folder} to train the expert again"
+        ) from error
     weights = folder / _WEIGHTS
     found = sha256_file(weights) if weights.exists() else "nothing"
     if found != manifest["sha256"]:
@@ -135,10 +147,11 @@ def finetune(
     base = load_weights(suite.base_path(), f"the base of suite {suite.name}")
     model = suite.build_model()
     model.load_state_dict(base)
-    model.to(device)
     head = suite.zero_shot_head(model, suite.task(spec.task)).to(device)
+    model.to(device)
     run = _Training(model, spec.settings)
     resumed_at = run.resume(folder / _PROGRESS)
+    run.started = started
     examples = suite.examples(spec.task, Split.TRAIN)
     last_loss = run.train(suite, spec, head, examples, folder / _PROGRESS, report)
     weights = folder / _WEIGHTS
@@ -150,7 +163,7 @@ def finetune(
         "threads": torch.get_num_threads(),
         "resumed_at_step": resumed_at,
         "last_loss": last_loss,
-        "seconds": time.perf_counter() - started,
+        "seconds": run.seconds + time.perf_counter() - started,
         "tau_norm_ratio": _relative_change(suite, base, model.state_dict()),
     }
     write_json(folder / _MANIFEST, manifest)
@@ -186,6 +199,9 @@ class _Training:
         self.model = model
         self.settings = settings
         self.step = 0
+        self.seconds = 0.0
+        """What earlier attempts took, up to their last checkpoint."""
+        self.started = time.perf_counter()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("visual."))
         self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -236,7 +252,11 @@ class _Training:
         for name, parameter in self.learning.items():
             for moment, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{moment}/{name}"] = value
-        save_weights(path, tensors, {"step": self.step})
+        seconds = self.seconds + time.perf_counter() - self.started
+        # In the same file as the weights, so that one read gives what belongs together.
+        tensors["step"] = torch.tensor(self.step)
+        tensors["seconds"] = torch.tensor(seconds, dtype=torch.float64)
+        save_weights(path, tensors)
 
     def resume(self, path: Path) -> int:
         """Go on from a checkpoint where there is one; the step that training starts at."""
@@ -255,7 +275,8 @@ class _Training:
             for index, name in enumerate(self.learning)
         }
         self.optimizer.load_state_dict(state)
-        self.step = int(str(read_metadata(path)["step"]))
+        self.step = int(tensors["step"])
+        self.seconds = float(tensors["seconds"])
         return self.step
 
 

@@ -94,7 +94,7 @@ def modification_vector(
     mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
     beta1, beta2 = _ADAM_BETAS
     for step in range(1, iterations + 1):
-        product = torch.bmm(rows, delta.unsqueeze(2)).squeeze(2)  # (m, N): τ_iρ·Δ_ρ
+        product = torch.linalg.vecdot(rows, delta.unsqueeze(1))  # (m, N): τ_iρ·Δ_ρ
         residual = constant - total * product  # (m, N): e
         gradient = torch.bmm((-2 * total * residual).unsqueeze(1), rows).squeeze(1)  # (m, n)
         gradient -= subspace @ (subspace.T @ gradient)  # G − U Uᵀ G

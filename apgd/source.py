@@ -1,8 +1,9 @@
-"""Hashes of this package's own source, so that results know which code made them."""
+"""Which code and which libraries make a result, so that it is not taken for another one."""
 
 import hashlib
 import importlib.util
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -26,3 +27,8 @@ def source_hash(*modules: str) -> str:
             digest.update(path.relative_to(origin.parent).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def library_versions(*packages: str) -> tuple[tuple[str, str], ...]:
+    """Names and versions of installed packages, in the order given."""
+    return tuple((package, version(package)) for package in packages)

@@ -24,8 +24,9 @@ def two_dimensional(_name: str, tensor: Tensor) -> bool:
 class TaskVectors:
     """The task vectors τ_i = θ_i − θ_0 of N experts, for the merged parameters of a model.
 
-    Everything is checked on construction: the experts have the base's keys and shapes, and every
-    value that takes part is a finite floating-point number.
+    Everything is checked on construction: the experts have the base's keys and shapes, every value
+    is finite, and what is merged is floating-point. Base and experts may have different
+    floating-point types: all arithmetic is in float32.
 
     Args:
         base: θ_0, a state dict or the path of a safetensors file.
@@ -73,12 +74,16 @@ class TaskVectors:
 
     def _check_values(self) -> None:
         for weights in (self._base, *self._experts.values()):
-            for name in self.names:
-                tensor = weights[name]
-                if not tensor.is_floating_point():
+            for name, tensor in items(weights):
+                if name in self.names and not tensor.is_floating_point():
                     raise InputError(
                         f"merged parameters must be floating-point, "
                         f"but {name} of {weights.label} is {tensor.dtype}"
+                    )
+                if name in self.names and tensor.numel() == 0:
+                    raise InputError(
+                        f"merged parameters must not be empty, but {name} of {weights.label} "
+                        f"has shape {tuple(tensor.shape)}"
                     )
                 if not is_finite(tensor):
                     raise InputError(
@@ -129,6 +134,8 @@ class TaskVectors:
         magnitudes = torch.cat([tau.abs().flatten(1) for _, tau in self], dim=1)
         count = magnitudes.shape[1]
         rank = max(1, count - int(keep_ratio * count))
+        if magnitudes.is_cuda:  # kthvalue has no deterministic version there
+            return magnitudes.sort(dim=1).values[:, rank - 1]
         thresholds: Tensor = magnitudes.kthvalue(rank, dim=1).values
         return thresholds
 

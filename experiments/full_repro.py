@@ -12,7 +12,7 @@ from rich.console import Console
 from apgd.suites import suites
 from tune.cluster import ray_session
 from tune.command import run_command
-from tune.experiment import Experiment, check
+from tune.experiment import Experiment, check, exclusive, worker_bytes
 from tune.manifest import Manifest
 from tune.progress import Display
 from tune.records import RecordStore
@@ -21,9 +21,9 @@ from tune.stages import (
     evaluation_jobs,
     make_workload,
     prepare_data,
+    record_experts,
     report,
     search,
-    split_reads,
     train_experts,
 )
 from tune.tracking import Tracker, synchronise
@@ -40,6 +40,7 @@ def run(experiment: Experiment, console: Console) -> None:
     store = RecordStore(experiment.folder)
     manifest = Manifest(experiment, suite)
     with ExitStack() as stack:
+        stack.enter_context(exclusive(experiment))
         display = stack.enter_context(Display(console))
         display.say(f"apgd {suite.name}: {suite.title}")
         display.say(f"results go to {experiment.folder}")
@@ -48,33 +49,36 @@ def run(experiment: Experiment, console: Console) -> None:
                 address=experiment.address,
                 cpus=experiment.cpus,
                 dashboard=experiment.dashboard,
-                most_workers=len(suite.tasks) * experiment.seeds,
+                most_workers=len(suite.tasks),
             )
         )
         display.say(str(cluster))
         tracker = stack.enter_context(Tracker(experiment, display.say))
         pool = WorkerPool(cluster)
+        workers = pool.introduce(experiment.folder, worker_bytes(suite))
 
         # Experts come in, task vectors are made, ...
         hashes = prepare_data(suite, pool, display)
-        experts = train_experts(experiment, suite, hashes, pool, store, display)
+        experts = train_experts(experiment, suite, hashes, pool, display)
+        expert_keys = record_experts(experts, store)
 
         # ... a method merges them, validation chooses its parameters, ...
         workload = make_workload(experiment, suite, hashes, experts)
-        winners = search(experiment, suite, workload, pool, store, display)
+        searches = search(experiment, suite, workload, pool, store, display)
 
         # ... the suite judges each row once on test data, and a tracker keeps it.
-        jobs = evaluation_jobs(experiment, winners)
-        evaluate(jobs, workload, pool, store, display)
-        reads = split_reads(store, workload)
-        manifest.write(cluster, hashes, experts, display.stages, reads)
+        jobs = evaluation_jobs(experiment, searches)
+        rows = evaluate(jobs, workload, pool, store, display)
+        manifest.write(
+            cluster, hashes, experts, expert_keys, display.stages, workers, searches, rows
+        )
         made = report(experiment, suite, display)
         tracker.finish(complete=True)
     console.print(made.markdown, markup=False, highlight=False, soft_wrap=True)
     for what, where in (
         ("report", experiment.folder / "report.html"),
         ("records", experiment.folder / "records"),
-        ("MLflow", f"uv run mlflow ui --backend-store-uri {tracker.uri}"),
+        ("MLflow", tracker.how_to_look),
     ):
         console.print(f"{what:<8}{where}", highlight=False, markup=False, soft_wrap=True)
 

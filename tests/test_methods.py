@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from apgd import InputError, TaskVectors, merge
-from apgd.methods import Method, MethodParams, methods
-from apgd.methods._method import Limit
+from apgd.methods import Limit, Method, MethodParams, methods
 from apgd.methods.doge_ta import DogeTaParams
 from apgd.registry import Registry
 from tests.conftest import State

@@ -1,9 +1,12 @@
 """Ray: start it here or join the cluster, and say what was found."""
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -59,11 +62,13 @@ def plan(nodes: int, cpus: int, gpus: int, joined: bool, most_workers: int) -> C
         most_workers: more than so many could not be kept busy; with fewer workers than CPUs,
             each gets several threads.
     """
+    if cpus < 1:
+        raise InputError(f"Ray must have at least one CPU to work with, but has {cpus}")
     if gpus:
         workers = min(gpus, most_workers)
         threads = max(1, min(8, cpus // gpus))
     else:
-        workers = max(1, min(cpus // nodes * nodes, most_workers))
+        workers = max(1, min(cpus, most_workers))
         threads = max(1, cpus // workers) if nodes == 1 else 1
     return Cluster(nodes, cpus, gpus, joined, workers, threads)
 
@@ -91,7 +96,7 @@ def ray_session(
         most_workers: see `plan`.
 
     Raises:
-        InputError: where no cluster answers at `address`.
+        InputError: where no cluster answers at `address`, or it has no CPUs.
     """
     _silence_loggers()
     joined = _connect(address, cpus, dashboard)
@@ -108,13 +113,23 @@ def ray_session(
 def _connect(address: str | None, cpus: int | None, dashboard: bool) -> bool:
     """Connect; whether the cluster was there before."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address != "local":
+    asked = address or os.environ.get("RAY_ADDRESS")
+    if asked is not None and asked != "local":
         try:
-            ray.init(address=address or "auto", **quiet)
+            ray.init(address=asked, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"no Ray cluster of this version answers at {asked!r}: {error}; "
+                f"use --address local to start Ray here"
+            ) from error
+        return True
+    if asked is None and _cluster_was_started():
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError:  # what is left of a cluster that is gone
+            pass
+        else:
             return True
-        except ConnectionError as error:
-            if address is not None:
-                raise InputError(f"no Ray cluster answers at {address!r}: {error}") from error
     ray.init(
         address="local",
         num_cpus=cpus,
@@ -125,3 +140,11 @@ def _connect(address: str | None, cpus: int | None, dashboard: bool) -> bool:
         **quiet,
     )
     return False
+
+
+def _cluster_was_started() -> bool:
+    """Whether `ray start` made a cluster on this machine.
+
+    Ray's own look-up would also find the private Ray of another run, and share its CPUs.
+    """
+    return (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").exists()

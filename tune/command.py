@@ -42,7 +42,10 @@ def run_command(
     chosen = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in chosen
     try:
-        run(tyro.cli(settings, prog=prog, args=chosen), console)
+        run(
+            tyro.cli(settings, prog=prog, args=chosen, config=(tyro.conf.FlagCreatePairsOff,)),
+            console,
+        )
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from here", markup=False)
         return INTERRUPTED

@@ -153,7 +153,7 @@ class Evaluator:
             inputs=self.workload.inputs_of(job.seed),
             scores={cell: float(hits.mean()) for cell, hits in correct.items()},
             seconds={"merge": merged - started, "score": time.perf_counter() - merged},
-            details={"number": job.number, "split": job.purpose.reads},
+            details={"number": job.number, "reads": dict(reader.reads)},
         )
         self._store.add(record, correct)
         return record

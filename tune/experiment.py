@@ -1,23 +1,27 @@
 """An experiment: a complete set of choices, whose fields are the command line."""
 
+import fcntl
 import json
-import os
+import math
+import re
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from apgd.checkpoints import open_weights
 from apgd.errors import InputError
-from apgd.files import content_key, write_json
+from apgd.files import check_writable, content_key, is_leftover, write_json
 from apgd.methods import methods
-from apgd.source import source_hash
 from apgd.suites import FinetuneSettings, Suite, suites
 from apgd.task_vectors import TaskVectors
 
 _TRACKING_SCHEMES = ("sqlite://", "postgresql://", "mysql://", "http://", "https://")
 _EXPERIMENT_FILE = "experiment.json"
+_LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +35,23 @@ class Experiment:
     seeds: int = 1
     """Number of seeds, each with its own fine-tuning and its own search (seeds 0, 1, ...)."""
     trials: int = 24
-    """Trials of every search (one per method that has parameters, and seed), the published
-    settings included."""
+    """Merges scored by the search of each method and seed, the published settings included."""
     smoke: bool = False
-    """Everything tiny: all stages in under a minute, figures without meaning."""
+    """Everything tiny: every stage in about a minute altogether, figures without meaning."""
     run_dir: Path | None = None
-    """Folder of this run's results; by default one below `runs`, named after the settings."""
+    """Folder of this run's results; by default one below runs/, named after the settings."""
     experts_dir: Path = Path("runs/experts")
-    """Folder of fine-tuned experts, shared by all runs. On a cluster of several machines this and
-    the run folder must be on storage that all of them see."""
+    """Folder of fine-tuned experts, for all runs; several machines need both folders shared."""
     tracking_uri: str | None = None
-    """MLflow server (`http://...`) or database (`sqlite:///...`); by default a database in the run
-    folder."""
+    """MLflow server (http://...) or database (sqlite:///...); by default one in the run folder."""
     sync: bool = False
-    """Only send to MLflow what it does not have yet of a run that is finished or interrupted."""
+    """Only send to MLflow what it lacks of this run, which may be finished or interrupted."""
     address: str | None = None
-    """Address of a Ray cluster, or `local` to start Ray on this machine; by default the cluster
-    that runs on this machine is joined, and Ray is started where there is none."""
+    """Ray cluster to join, or local to start one; by default this machine's, or a new one."""
     cpus: int | None = None
     """CPUs to use when Ray is started on this machine; all by default."""
     dashboard: bool = False
-    """Serve Ray's dashboard on localhost while running (when Ray is started on this machine)."""
+    """Serve Ray's dashboard on localhost, where Ray is started on this machine."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -101,14 +101,13 @@ class Experiment:
         """What makes results of two runs belong in one folder.
 
         Seeds, methods and everything about where a run takes place are left out: more of them
-        extend a run.
+        extend a run. Code, data and versions are left out too: they are in the keys of the records.
         """
         return {
             "name": "full_repro",
             "suite": self.suite,
             "trials": self.effective_trials,
             "smoke": self.smoke,
-            "code": source_hash("apgd"),
         }
 
     @property
@@ -120,8 +119,16 @@ class Experiment:
         return Path("runs") / f"full_repro-{self.suite}{smoke}-{content_key(self.identity)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields as JSON values."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        """Fields as JSON values, without secrets."""
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        if self.tracking_uri is not None:
+            values["tracking_uri"] = without_credentials(self.tracking_uri)
+        return values
+
+
+def without_credentials(text: str) -> str:
+    """The text with user names and passwords of addresses masked."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
 def check(experiment: Experiment) -> None:
@@ -133,21 +140,22 @@ def check(experiment: Experiment) -> None:
     """
     suite = suites[experiment.suite]
     folder = experiment.folder
-    base = open_weights(suite.base_path(), f"the base of suite {suite.name}")
+    if experiment.sync and not (folder / _EXPERIMENT_FILE).exists():
+        raise InputError(f"--sync needs a run that was started before, but {folder} holds none")
     TaskVectors(suite.base_path(), {"base": suite.base_path()}, suite.is_merged, keep=False)
-    claimed = _read_identity(folder)
-    if claimed is not None and claimed != experiment.identity:
-        raise InputError(_difference(folder, claimed, experiment.identity))
-    if claimed is None and folder.exists() and any(folder.iterdir()):
+    claimed = _read_claim(folder)
+    if claimed is not None and claimed["identity"] != experiment.identity:
+        raise InputError(_difference(folder, claimed["identity"], experiment.identity))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--run-dir must be a folder, but {folder} is a file")
+    if claimed is None and folder.exists() and not all(map(is_leftover, folder.iterdir())):
         raise InputError(
             f"a run folder must be new or that of the same experiment, but {folder} holds other "
             f"files; choose another --run-dir"
         )
-    for path in (folder, experiment.experts_dir):
-        _make_writable(path)
-    size = sum(
-        4 * _product(base.shape(name)) for name in base.names()
-    )  # one model, float32, in bytes
+    check_writable(folder, "the run folder")
+    check_writable(experiment.experts_dir, "the folder of experts")
+    size = model_bytes(suite)
     needed = size * (len(suite.tasks) * experiment.seeds + 6) + 200 * 2**20
     free = shutil.disk_usage(experiment.experts_dir).free
     if free < needed:
@@ -156,7 +164,8 @@ def check(experiment: Experiment) -> None:
             f"but only {free / 2**20:.0f} MiB are free"
         )
     if claimed is None:
-        write_json(folder / _EXPERIMENT_FILE, experiment.identity)
+        claim = {"identity": experiment.identity, "run_id": uuid.uuid4().hex}
+        write_json(folder / _EXPERIMENT_FILE, claim)
 
 
 def merged_rank(suite: Suite) -> int:
@@ -165,36 +174,58 @@ def merged_rank(suite: Suite) -> int:
     return TaskVectors(base, {"base": base}, suite.is_merged, keep=False).smallest_rank
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+def model_bytes(suite: Suite) -> int:
+    """Size of one model of a suite in float32, in bytes."""
+    base = open_weights(suite.base_path(), f"the base of suite {suite.name}")
+    return sum(4 * math.prod(base.shape(name)) for name in base.names())
 
 
-def _make_writable(path: Path) -> None:
-    probe = path / f".probe-{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"folders of results must be writable, but {path} is not: {error.strerror}"
-        ) from error
+def worker_bytes(suite: Suite) -> int:
+    """GPU memory of one worker, in bytes: an estimate, from above.
+
+    Training holds weights, gradients and two moments; scoring holds the base, a merged model and
+    one task vector per expert; 2 GiB go to activations and to CUDA itself.
+    """
+    return model_bytes(suite) * max(4, len(suite.tasks) + 2) + 2 * 2**30
 
 
-def _read_identity(folder: Path) -> dict[str, Any] | None:
+@contextmanager
+def exclusive(experiment: Experiment) -> Iterator[None]:
+    """Hold the run folder: two drivers at once would get in each other's way.
+
+    Raises:
+        InputError: where another process holds it.
+    """
+    with (experiment.folder / _LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"a run folder serves one process at a time, but another one is working in "
+                f"{experiment.folder}; wait for it, or choose another --run-dir"
+            ) from None
+        yield
+
+
+def run_id(folder: Path) -> str:
+    """The identifier that a run folder was given when it was claimed; no other has it."""
+    claim = _read_claim(folder)
+    if claim is None:
+        raise InputError(f"{folder} must be a run folder, but holds no {_EXPERIMENT_FILE}")
+    return str(claim["run_id"])
+
+
+def _read_claim(folder: Path) -> dict[str, Any] | None:
     path = folder / _EXPERIMENT_FILE
     if not path.exists():
         return None
     try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} must be JSON, but is not: {error}") from error
-    if not isinstance(identity, dict):
-        raise InputError(f"{path} must hold a JSON object, but holds {identity!r}")
-    return identity
+        claim = json.loads(path.read_text(encoding="utf-8"))
+        return {"identity": dict(claim["identity"]), "run_id": str(claim["run_id"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} must hold a run's identity as JSON, but does not: {error!r}"
+        ) from error
 
 
 def _difference(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """What a run was made of: enough to run it again and get the same numbers."""
 
 import platform
+import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,8 +18,12 @@ from apgd.files import sha256_file, write_json
 from apgd.finetune import Expert
 from apgd.suites import Suite
 from tune.cluster import Cluster
-from tune.experiment import Experiment
+from tune.evaluators import mean_accuracy
+from tune.experiment import Experiment, without_credentials
 from tune.progress import Stage
+from tune.records import Kind, Record
+from tune.stages import Searched
+from tune.workers import Introduction
 
 _PACKAGES = (
     "apgd",
@@ -58,8 +64,11 @@ class Manifest:
         cluster: Cluster,
         hashes: Mapping[tuple[str, str], str],
         experts: Mapping[tuple[int, str], Expert],
+        expert_keys: Sequence[str],
         stages: Sequence[Stage],
-        split_reads: Mapping[str, int],
+        workers: Sequence[Introduction],
+        searches: Sequence[Searched],
+        rows: Sequence[Record],
     ) -> None:
         """Write `manifest.json` into the run folder.
 
@@ -67,8 +76,11 @@ class Manifest:
             cluster: where the run took place.
             hashes: SHA-256 of the examples by task and split.
             experts: finished experts by seed and task.
+            expert_keys: keys of their records.
             stages: what was done, and how long it took.
-            split_reads: how many rows or trials were scored on each split.
+            workers: who did it.
+            searches: the finished searches.
+            rows: the evaluations, a row of the table at one seed each.
         """
         suite, experiment = self._suite, self._experiment
         value = {
@@ -80,7 +92,7 @@ class Manifest:
             "suite": describe_suite(suite),
             "versions": versions(),
             **self._git,
-            "machine": describe_machine(cluster),
+            "machine": describe_machine(cluster, workers),
             "hashes": {
                 "base": sha256_file(suite.base_path()),
                 "experts": {
@@ -93,7 +105,14 @@ class Manifest:
             "started": self._started,
             "finished": now(),
             "stages": [stage.as_dict() for stage in stages],
-            "split_reads": dict(split_reads),
+            "split_reads": _reads(searches, rows),
+            # The records that this run is made of; its folder may hold more.
+            "records": {
+                Kind.EXPERT: expert_keys,
+                Kind.TRIAL: [trial.key for done in searches for trial in done.trials],
+                Kind.EVALUATION: [row.key for row in rows],
+            },
+            "results": _means(rows, [task.name for task in suite.tasks]),
         }
         write_json(experiment.folder / "manifest.json", value)
 
@@ -122,15 +141,34 @@ def _describe_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
     ]
 
 
-def describe_machine(cluster: Cluster) -> dict[str, Any]:
+def _reads(searches: Sequence[Searched], rows: Sequence[Record]) -> dict[str, int]:
+    """How many trials and rows were scored on each split."""
+    trials = [trial for done in searches for trial in done.trials]
+    counts = Counter(split for record in (*trials, *rows) for split in record.details["reads"])
+    return {str(split): count for split, count in sorted(counts.items())}
+
+
+def _means(rows: Sequence[Record], tasks: Sequence[str]) -> dict[str, float]:
+    """Mean test accuracy of every row over tasks and seeds, in [0, 1]."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(f"{row.method}-{row.variant}", []).append(mean_accuracy(row, tasks))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def describe_machine(cluster: Cluster, workers: Sequence[Introduction]) -> dict[str, Any]:
     """Processor and operating system of the driver, and how the work was cut."""
     return {
-        "description": f"{_processor()}, {platform.system()} {platform.machine()}",
+        "description": (
+            f"{_processor()}, {platform.system()} {platform.machine()}, "
+            f"{cluster.workers} workers with {cluster.threads_per_worker} CPU threads each"
+        ),
         "nodes": cluster.nodes,
         "cpus": cluster.cpus,
         "gpus": cluster.gpus,
         "workers": cluster.workers,
         "threads_per_worker": cluster.threads_per_worker,
+        "devices": sorted(worker.device for worker in workers),
     }
 
 
@@ -177,4 +215,4 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def command_line() -> str:
     """The command that started this process, as one would type it."""
     script = Path(sys.argv[0]).name
-    return " ".join(["uv", "run", f"experiments/{script}", *sys.argv[1:]])
+    return without_credentials(shlex.join(["uv", "run", f"experiments/{script}", *sys.argv[1:]]))

@@ -112,10 +112,14 @@ class RecordStore:
         path = self._path(kind, key)
         return _read(path) if path.exists() else None
 
+    def keys(self, kind: Kind) -> list[str]:
+        """The keys of every record of a kind, sorted."""
+        return sorted(path.stem for path in (self.root / kind).glob("*.json"))
+
     def all(self, kind: Kind) -> Iterator[Record]:
         """Every record of a kind, in the order of their keys."""
-        for path in sorted((self.root / kind).glob("*.json")):
-            yield _read(path)
+        for key in self.keys(kind):
+            yield _read(self._path(kind, key))
 
     def correct(self, record: Record) -> dict[str, np.ndarray]:
         """Per-example correctness by cell: boolean arrays, in the order of the split."""

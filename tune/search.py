@@ -1,4 +1,6 @@
-"""The search: Ray Tune and Optuna around the merge. The only code that knows either.
+"""The search: Ray Tune and Optuna around the merge.
+
+Only this module and tune.trial know Tune, and only this one knows Optuna.
 
 One call of Tune runs all studies of a run, a study being one method at one seed. Each study has an
 Optuna sampler of its own, which sees results in batches of a fixed size, so that what it suggests
@@ -8,8 +10,7 @@ record, so a search that was killed repeats its suggestions and computes only wh
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +18,20 @@ import optuna
 import ray
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from apgd.methods import Method, MethodParams, methods
-from apgd.methods._method import Limit, Parameter
-from tune.evaluators import Purpose, ScoreJob, Workload, mean_accuracy
-from tune.records import Kind, Record, RecordStore, Variant
+from apgd.methods import Limit, methods
+from tune.evaluators import Workload
+from tune.studies import Study, searched, trial_job
+from tune.trial import METRIC, MergeTrial
 
-METRIC = "accuracy"
 BATCH = 4
 """Trials of a study whose results its sampler sees together."""
 _STARTUP_TRIALS = 8
 # A trial only waits for a worker, which owns the CPUs or the GPU; but Tune insists on a resource.
 _TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
-
-
-@dataclass(frozen=True)
-class Study:
-    """The search for one method's parameters at one seed."""
-
-    method: str
-    seed: int
-    trials: int
-    """Merges that are scored, the published settings included."""
-    rank: int
-    """The smallest min(m, n) over the merged matrices."""
-    experts: int
-    """N, the number of experts."""
-
-    @property
-    def name(self) -> str:
-        """Identifier within a run."""
-        return f"{self.method}/seed{self.seed}"
-
-    @property
-    def published(self) -> MethodParams:
-        """The published settings, with everything filled in that follows from the model."""
-        return methods[self.method].params().resolved(self.rank, self.experts)
-
-
-def searched(method: Method) -> tuple[Parameter, ...]:
-    """The parameters of a method that a search varies."""
-    return tuple(p for p in method.params.declared() if p.search is not None)
 
 
 def _suggestions(study: Study) -> Callable[[optuna.Trial], None]:
@@ -180,63 +152,35 @@ class StudyRouter(Searcher):
         """Nothing to restore: a search resumes from its records."""
 
 
-class MergeTrial(ray_tune.Trainable):
-    """A Tune trial: sends its parameters to a worker and waits for the score."""
-
-    def setup(
-        self,
-        config: dict[str, Any],
-        studies: Sequence[Study] = (),
-        workload: Workload | None = None,
-        workers: Sequence[ActorHandle[Any]] = (),
-    ) -> None:
-        """Keep what all trials share."""
-        self._studies = studies
-        self._workload = workload
-        self._workers = workers
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take on another trial, which saves starting a process for it."""
-        self._config = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Merge and score once."""
-        study = self._studies[self._config["study"]]
-        job = trial_job(study, self._config["params"], self._config["number"])
-        worker = self._workers[self._config["worker"]]
-        accuracy = ray.get(worker.score.remote(self._workload, job))
-        return {METRIC: accuracy, "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A trial is one step long: there is nothing to save."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """See `save_checkpoint`."""
-
-
-def trial_job(study: Study, params: Mapping[str, float | int | None], number: int) -> ScoreJob:
-    """The job of one trial: the study's published settings with `params` in place of them."""
-    whole = methods[study.method].parse({**study.published.as_dict(), **params})
-    return ScoreJob(
-        Purpose.SEARCH,
-        study.method,
-        Variant.TUNED,
-        study.seed,
-        tuple(whole.as_dict().items()),
-        number,
-    )
-
-
-class _Watcher(ray_tune.Callback):
-    """Counts finished trials; an exception in a Tune callback would end the whole search."""
+class _Journal(ray_tune.Callback):
+    """Notes what became of every trial, by study and number."""
 
     def __init__(self, on_trial: Callable[[], None]) -> None:
         self._on_trial = on_trial
+        self.params: dict[tuple[int, int], dict[str, float | int]] = {}
+        self.failed: list[tuple[int, int]] = []
 
-    def on_trial_complete(self, *_args: Any, **_info: Any) -> None:
+    def on_trial_complete(
+        self,
+        iteration: int,  # noqa: ARG002 - Tune's interface
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        **_info: Any,
+    ) -> None:
+        """Called by Tune with a trial that returned a score."""
+        config = trial.config
+        self.params[config["study"], config["number"]] = dict(config["params"])
         self._on_trial()
+
+    def on_trial_error(
+        self,
+        iteration: int,  # noqa: ARG002 - Tune's interface
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        **_info: Any,
+    ) -> None:
+        """Called by Tune with a trial that failed and is not tried again."""
+        self.failed.append((trial.config["study"], trial.config["number"]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that this search never asks for."""
@@ -249,7 +193,7 @@ def run_searches(
     workers: Sequence[ActorHandle[Any]],
     scratch: Path,
     on_trial: Callable[[], None],
-) -> int:
+) -> dict[Study, list[str]]:
     """Run the studies' trials; every result is a record of kind TRIAL when this returns.
 
     Args:
@@ -260,12 +204,17 @@ def run_searches(
         on_trial: called as each trial finishes.
 
     Returns:
-        The number of trials that failed.
+        For every study, the keys of its trials' records in the order of their suggestion.
+
+    Raises:
+        RuntimeError: where trials failed. The others are kept; with fewer trials than another, a
+            method would be compared unfairly.
     """
     shutil.rmtree(scratch, ignore_errors=True)
+    journal = _Journal(on_trial)
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(
-            MergeTrial, studies=tuple(studies), workload=workload, workers=tuple(workers)
+            MergeTrial, shared=ray.put((tuple(studies), workload)), workers=tuple(workers)
         ),
         _TRIAL_RESOURCES,
     )
@@ -282,32 +231,23 @@ def run_searches(
             name="search",
             storage_path=str(scratch.resolve()),
             verbose=0,
-            callbacks=[_Watcher(on_trial)],
+            callbacks=[journal],
             failure_config=ray_tune.FailureConfig(max_failures=2),
         ),
     )
-    failed: int = tuner.fit().num_errors
+    errors = tuner.fit().errors
+    if errors or journal.failed:
+        numbers = ", ".join(f"{studies[i].name} #{number}" for i, number in journal.failed)
+        reason = str(errors[0]).strip().splitlines()[-1] if errors else "see Ray's logs"
+        raise RuntimeError(
+            f"{len(journal.failed)} trials failed ({numbers}): {reason}; the others are kept, "
+            f"and the same command tries these again"
+        )
     shutil.rmtree(scratch, ignore_errors=True)
-    return failed
-
-
-def trials_of(store: RecordStore, study: Study, inputs: Mapping[str, str]) -> list[Record]:
-    """The finished trials of a study, in the order in which they were suggested."""
-    found = [
-        record
-        for record in store.all(Kind.TRIAL)
-        if (record.method, record.seed) == (study.method, study.seed)
-        and dict(record.inputs) == dict(inputs)
-    ]
-    return sorted(found, key=lambda record: int(record.details["number"]))
-
-
-def best_trial(trials: Sequence[Record], tasks: Sequence[str]) -> Record:
-    """The trial with the best mean accuracy on validation data; of equals, the earliest.
-
-    Raises:
-        RuntimeError: where there is none, because every trial failed.
-    """
-    if not trials:
-        raise RuntimeError("no trial of the search finished; the Ray logs have the reasons")
-    return max(trials, key=lambda trial: (mean_accuracy(trial, tasks), -trial.details["number"]))
+    return {
+        study: [
+            trial_job(study, journal.params[index, number], number).key(workload)
+            for number in range(study.trials)
+        ]
+        for index, study in enumerate(studies)
+    }

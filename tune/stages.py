@@ -1,24 +1,40 @@
 """The stages of the main job, one function each."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from apgd.data import Split
-from apgd.files import content_key, sha256_file
+from apgd.files import content_key, sha256_file, write_json
 from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert
 from apgd.methods import methods
+from apgd.source import library_versions, source_hash
 from apgd.suites import Suite
 from tune.evaluators import EXPERTS, PRETRAINED, Purpose, ScoreJob, Workload
 from tune.experiment import Experiment, merged_rank
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.report import Axis, Report, build_report, write_report
-from tune.search import Study, best_trial, run_searches, searched, trial_job, trials_of
+from tune.search import run_searches
+from tune.studies import Study, best_trial, searched, trial_job
 from tune.workers import Job, WorkerPool
 
 _SAMPLES = 16
+# What a score depends on besides weights and data.
+_SCORING_CODE = (
+    "apgd.data",
+    "apgd.evaluate",
+    "apgd.methods",
+    "apgd.models",
+    "apgd.numerics",
+    "apgd.projective",
+    "apgd.suites",
+    "apgd.task_vectors",
+    "tune.evaluators",
+)
+_SCORING_LIBRARIES = ("torch", "open_clip_torch", "numpy", "scipy", "pillow")
 
 DataHashes = Mapping[tuple[str, str], str]
 """SHA-256 of the examples by task and split."""
@@ -42,7 +58,6 @@ def train_experts(
     suite: Suite,
     hashes: DataHashes,
     pool: WorkerPool,
-    store: RecordStore,
     display: Display,
 ) -> dict[tuple[int, str], Expert]:
     """Fine-tune the experts that do not exist yet; all experts."""
@@ -71,10 +86,15 @@ def train_experts(
         pool.run(jobs, on_done=finished, on_progress=progressed)
         stage.count(done=len(missing), reused=len(specs) - len(missing))
         stage.note(f"in {experiment.experts_dir}")
-    experts = {key: _existing(spec, root) for key, spec in specs.items()}
-    for (seed, task), expert in experts.items():
-        store.add(_expert_record(task, seed, expert, specs[seed, task]))
-    return experts
+    return {key: _existing(spec, root) for key, spec in specs.items()}
+
+
+def record_experts(experts: Experts, store: RecordStore) -> list[str]:
+    """Put a record of every expert into the run folder; their keys."""
+    records = [_expert_record(task, seed, expert) for (seed, task), expert in experts.items()]
+    for record in records:
+        store.add(record)
+    return [record.key for record in records]
 
 
 def _existing(spec: ExpertSpec, root: Path) -> Expert:
@@ -87,20 +107,24 @@ def _existing(spec: ExpertSpec, root: Path) -> Expert:
     return expert
 
 
-def _expert_record(task: str, seed: int, expert: Expert, spec: ExpertSpec) -> Record:
+def _expert_record(task: str, seed: int, expert: Expert) -> Record:
     manifest = expert.manifest
+    spec = manifest["spec"]
+    settings = spec["settings"]
     return Record(
         kind=Kind.EXPERT,
         method=task,
         variant=Variant.REFERENCE,
         seed=seed,
         params={
-            "steps": spec.settings.steps,
-            "batch_size": spec.settings.batch_size,
-            "learning_rate": spec.settings.learning_rate,
-            "weight_decay": spec.settings.weight_decay,
+            name: settings[name]
+            for name in ("steps", "batch_size", "learning_rate", "weight_decay")
         },
-        inputs={"weights": expert.sha256, "data": spec.data_sha256, "base": spec.base_sha256},
+        inputs={
+            "weights": expert.sha256,
+            "data": spec["data_sha256"],
+            "base": spec["base_sha256"],
+        },
         scores={},
         seconds={"train": manifest["seconds"]},
         details={
@@ -108,7 +132,7 @@ def _expert_record(task: str, seed: int, expert: Expert, spec: ExpertSpec) -> Re
             "last_loss": manifest["last_loss"],
             "device": manifest["device"],
             "threads": manifest["threads"],
-            "steps": spec.settings.steps,
+            "steps": settings["steps"],
         },
     )
 
@@ -125,7 +149,14 @@ def make_workload(
     def inputs(seed: int) -> tuple[tuple[str, str], ...]:
         weights = content_key([experts[seed, task].sha256 for task in tasks])
         limits = f"{experiment.limit}/{experiment.corruption_limit}"
-        return (("base", base), ("data", data), ("experts", weights), ("examples", limits))
+        return (
+            ("base", base),
+            ("data", data),
+            ("experts", weights),
+            ("examples", limits),
+            ("code", source_hash(*_SCORING_CODE)),
+            ("versions", content_key(library_versions(*_SCORING_LIBRARIES))),
+        )
 
     return Workload(
         suite=suite.name,
@@ -141,11 +172,14 @@ def make_workload(
 
 
 @dataclass(frozen=True)
-class Winner:
-    """The best trial of a study by validation, and its neighbours in the books."""
+class Searched:
+    """A finished study."""
 
     study: Study
-    trial: Record
+    trials: tuple[Record, ...]
+    """In the order in which they were suggested."""
+    best: Record
+    """The best trial by validation."""
 
 
 def search(
@@ -155,8 +189,8 @@ def search(
     pool: WorkerPool,
     store: RecordStore,
     display: Display,
-) -> list[Winner]:
-    """Search the parameters of every method that has some; the best trial of each study."""
+) -> list[Searched]:
+    """Search the parameters of every method that has some."""
     rank = merged_rank(suite)
     studies = [
         Study(method, seed, experiment.effective_trials, rank, len(suite.tasks))
@@ -164,31 +198,53 @@ def search(
         for method in experiment.methods
         if searched(methods[method])
     ]
-
-    def finished(study: Study) -> list[Record]:
-        return trials_of(store, study, workload.inputs_of(study.seed))
-
+    journals = {study: _journal_path(experiment, study, workload) for study in studies}
+    missing = [study for study in studies if not journals[study].exists()]
     total = sum(study.trials for study in studies)
-    before = sum(len(finished(study)) for study in studies)
-    missing = [study for study in studies if len(finished(study)) < study.trials]
-    with display.stage("search", total, min(before, total)) as stage:
+    before = len(store.keys(Kind.TRIAL))
+    with display.stage(
+        "search", total, sum(s.trials for s in studies if s not in missing)
+    ) as stage:
         if missing:
-            failed = run_searches(
-                missing,
-                workload,
-                pool.handles,
-                experiment.folder / "tune",
-                on_trial=lambda: stage.at(sum(len(finished(study)) for study in studies)),
-            )
-            if failed:
-                display.say(f"! {failed} trials failed and take no part; Ray's logs say why")
-        after = sum(len(finished(study)) for study in studies)
-        stage.count(done=after - before, reused=before)
+            scratch = experiment.folder / "tune"
+            found = run_searches(missing, workload, pool.handles, scratch, stage.advance)
+            for study, keys in found.items():
+                write_json(journals[study], {"study": asdict(study), "trials": keys})
+        done = len(store.keys(Kind.TRIAL)) - before
+        stage.count(done=done, reused=total - done)
     tasks = [task.name for task in suite.tasks]
-    return [Winner(study, best_trial(finished(study), tasks)) for study in studies]
+    finished = []
+    for study in studies:
+        keys = json.loads(journals[study].read_text(encoding="utf-8"))["trials"]
+        trials = tuple(_recorded(store, Kind.TRIAL, key) for key in keys)
+        finished.append(Searched(study, trials, best_trial(trials, tasks)))
+    return finished
 
 
-def evaluation_jobs(experiment: Experiment, winners: Sequence[Winner]) -> list[ScoreJob]:
+def _journal_path(experiment: Experiment, study: Study, workload: Workload) -> Path:
+    """Where a finished study's trials are listed, under a name that says what determined them."""
+    key = content_key(
+        [
+            asdict(study),
+            workload.inputs_of(study.seed),
+            source_hash("tune.search", "tune.studies"),
+            library_versions("optuna", "ray"),
+        ]
+    )
+    return experiment.folder / "records" / "search" / f"{study.method}-seed{study.seed}-{key}.json"
+
+
+def _recorded(store: RecordStore, kind: Kind, key: str) -> Record:
+    record = store.get(kind, key)
+    if record is None:
+        raise FileNotFoundError(
+            f"the record of {kind} {key} was written, but {store.root} does not have it; the run "
+            f"folder must lie on storage that all machines share, and keep what is in it"
+        )
+    return record
+
+
+def evaluation_jobs(experiment: Experiment, winners: Sequence[Searched]) -> list[ScoreJob]:
     """Every row of the table: references, published settings, and each search's winner."""
     jobs = [ScoreJob(Purpose.FINAL, PRETRAINED, Variant.REFERENCE, 0)]
     for seed in range(experiment.seeds):
@@ -201,7 +257,7 @@ def evaluation_jobs(experiment: Experiment, winners: Sequence[Winner]) -> list[S
     for winner in winners:
         study = winner.study
         published = tuple(study.published.as_dict().items())
-        tuned = trial_job(study, winner.trial.params, 0).params
+        tuned = trial_job(study, winner.best.params, 0).params
         for variant, params in ((Variant.PUBLISHED, published), (Variant.TUNED, tuned)):
             jobs.append(ScoreJob(Purpose.FINAL, study.method, variant, study.seed, params))
     return jobs
@@ -224,17 +280,7 @@ def evaluate(
             [Job("score", (workload, job)) for job in missing],
             on_done=lambda _index, _accuracy: stage.advance(),
         )
-    records = [store.get(Kind.EVALUATION, key) for key in keys]
-    return [record for record in records if record is not None]
-
-
-def split_reads(store: RecordStore, workload: Workload) -> dict[str, int]:
-    """How many trials were scored on validation data, and how many rows on test data."""
-    inputs = [workload.inputs_of(seed) for seed, _ in workload.inputs]
-    return {
-        str(purpose.reads): sum(dict(r.inputs) in inputs for r in store.all(purpose.kind))
-        for purpose in Purpose
-    }
+    return [_recorded(store, Kind.EVALUATION, key) for key in keys]
 
 
 def report(experiment: Experiment, suite: Suite, display: Display) -> Report:
@@ -242,11 +288,11 @@ def report(experiment: Experiment, suite: Suite, display: Display) -> Report:
     with display.stage("report", 1) as stage:
         axes = {
             name: [Axis(name=p.name, meaning=p.meaning, log=p.log) for p in searched(methods[name])]
-            for name in experiment.methods
+            for name in methods
         }
         made = build_report(
             experiment.folder,
-            titles={name: methods[name].title for name in experiment.methods},
+            titles={name: method.title for name, method in methods.items()},
             axes=axes,
             samples={
                 task.name: suite.examples(task.name, Split.TEST).images[:_SAMPLES]

@@ -4,7 +4,6 @@ A run is found again by the tag that holds its record's key, so sending twice ch
 is how `--sync` completes what a server missed.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -13,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune.experiment import Experiment
+from tune.experiment import Experiment, run_id, without_credentials
 from tune.records import Kind, Record, RecordStore
 
 _KEY = "apgd.key"
 _PARENT = "mlflow.parentRunId"
 _INTERVAL_SECONDS = 3.0
-_CLOSE_SECONDS = 120.0
+_CLOSE_SECONDS = 60.0
+_INTERRUPTED_SECONDS = 10.0
 _ENVIRONMENT = {
     # A dead server must not stall the sender for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -46,7 +46,8 @@ def synchronise(experiment: Experiment) -> str:
     copy = _copy_of(experiment)
     count = copy.send_new()
     copy.send_summary()
-    return f"sent {count} records of {experiment.folder} to {tracking_uri(experiment)}"
+    where = without_credentials(tracking_uri(experiment))
+    return f"sent {count} records of {experiment.folder} to {where}"
 
 
 class MlflowCopy:
@@ -69,18 +70,26 @@ class MlflowCopy:
         self._store = RecordStore(run_dir)
         self._client = MlflowClient(tracking_uri=uri)
         self._experiment_id = self._find_experiment(experiment, uri)
-        self._parent: str = self._find_run(str(run_dir.name)) or self._create(
-            run_dir.name, {_KEY: run_dir.name}
-        )
-        self._sent = self._finished_children()
+        self._parent = self._find_parent()
+        children = list(self._search(f"tags.`{_PARENT}` = '{self._parent}'"))
+        self._run_ids = {run.data.tags[_KEY]: str(run.info.run_id) for run in children}
+        self._sent = {run.data.tags[_KEY] for run in children if run.info.status == "FINISHED"}
 
     def _find_experiment(self, name: str, uri: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        local = uri.startswith("sqlite")
-        artifacts = (self._run_dir / "mlartifacts").resolve().as_uri() if local else None
+        database = uri.removeprefix("sqlite:///")
+        # Beside the database, which several runs may share; a server has a place of its own.
+        folder = (Path(database).parent / "mlartifacts").resolve()
+        artifacts = folder.as_uri() if database != uri else None
         return str(self._client.create_experiment(name, artifact_location=artifacts))
+
+    def _find_parent(self) -> str:
+        key = run_id(self._run_dir)
+        for run in self._search(f"tags.`{_KEY}` = '{key}'"):
+            return str(run.info.run_id)
+        return self._create(self._run_dir.resolve().name, {_KEY: key})
 
     def _search(self, condition: str) -> Iterator[Any]:
         token = None
@@ -93,15 +102,6 @@ class MlflowCopy:
             if not token:
                 return
 
-    def _find_run(self, key: str) -> str | None:
-        for run in self._search(f"tags.`{_KEY}` = '{key}'"):
-            return str(run.info.run_id)
-        return None
-
-    def _finished_children(self) -> set[str]:
-        children = self._search(f"tags.`{_PARENT}` = '{self._parent}'")
-        return {run.data.tags[_KEY] for run in children if run.info.status == "FINISHED"}
-
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
         return str(run.info.run_id)
@@ -110,52 +110,58 @@ class MlflowCopy:
         """Send the records that MLflow does not have yet; how many they were."""
         count = 0
         for kind in Kind:
-            for record in self._store.all(kind):
-                if record.key not in self._sent:
-                    self._send(record)
-                    self._sent.add(record.key)
+            for key in self._store.keys(kind):
+                record = None if key in self._sent else self._store.get(kind, key)
+                if record is not None:
+                    self._send(key, record)
+                    self._sent.add(key)
                     count += 1
         return count
 
-    def _send(self, record: Record) -> None:
+    def _send(self, key: str, record: Record) -> None:
         from mlflow.entities import Metric, Param
 
-        key = record.key
-        tags = {
-            _KEY: key,
-            _PARENT: self._parent,
-            "apgd.kind": record.kind.value,
-            "apgd.method": record.method,
-            "apgd.variant": record.variant.value,
-            "apgd.seed": str(record.seed),
-        }
-        run_id = self._find_run(key) or self._create(
-            f"{record.kind}-{record.method}-{record.variant}-seed{record.seed}", tags
-        )
+        if key not in self._run_ids:
+            tags = {
+                _KEY: key,
+                _PARENT: self._parent,
+                "apgd.kind": record.kind.value,
+                "apgd.method": record.method,
+                "apgd.variant": record.variant.value,
+                "apgd.seed": str(record.seed),
+            }
+            name = f"{record.kind}-{record.method}-{record.variant}-seed{record.seed}"
+            self._run_ids[key] = self._create(name, tags)
+        run = self._run_ids[key]
         values = {**record.scores, **{f"seconds/{k}": v for k, v in record.seconds.items()}}
         params = {"method": record.method, "seed": record.seed, **record.params}
         # A fixed timestamp makes sending the same metric twice the same as once.
         self._client.log_batch(
-            run_id,
+            run,
             metrics=[Metric(name, value, 0, 0) for name, value in values.items()],
             params=[Param(name, str(value)) for name, value in params.items()],
         )
-        self._client.set_terminated(run_id)
+        self._client.set_terminated(run)
+
+    def mark(self, status: str) -> None:
+        """Set the parent run's status: RUNNING, KILLED or FINISHED."""
+        self._client.update_run(self._parent, status=status)
 
     def send_summary(self) -> None:
-        """Send settings, the headline metrics and the report's files, and end the parent run."""
+        """Send settings, stage times and the report's files, and end the parent run."""
         from mlflow.entities import Metric, Param
 
         manifest_path = self._run_dir / "manifest.json"
         if manifest_path.exists():
             manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
             params = {**manifest["experiment"], "git_commit": manifest["git_commit"]}
+            values = {f"seconds/{stage['name']}": stage["seconds"] for stage in manifest["stages"]}
+            values |= {f"test_mean/{row}": mean for row, mean in manifest["results"].items()}
+            # The time of the run that wrote them: of several, MLflow shows the newest.
+            written = int(manifest_path.stat().st_mtime * 1000)
             self._client.log_batch(
                 self._parent,
-                metrics=[
-                    Metric(f"seconds/{stage['name']}", stage["seconds"], 0, 0)
-                    for stage in manifest["stages"]
-                ],
+                metrics=[Metric(name, value, written, 0) for name, value in values.items()],
                 # Settings may grow when a run is extended, so they are tags as well as params.
                 params=[Param(k, str(v)) for k, v in params.items() if k in ("suite", "trials")],
                 tags=_tags(params),
@@ -165,7 +171,7 @@ class MlflowCopy:
                 self._client.log_artifact(self._parent, str(self._run_dir / name))
         for figure in sorted((self._run_dir / "figures").glob("*")):
             self._client.log_artifact(self._parent, str(figure), "figures")
-        self._client.set_terminated(self._parent)
+        self.mark("FINISHED" if manifest_path.exists() else "KILLED")
 
 
 def _tags(values: Mapping[str, Any]) -> list[Any]:
@@ -187,10 +193,17 @@ class Tracker:
     def __init__(self, experiment: Experiment, warn: Callable[[str], None]) -> None:
         self.uri = tracking_uri(experiment)
         """Tracking server or database."""
+        self._shown = without_credentials(self.uri)
+        self.how_to_look = (
+            f"uv run mlflow ui --backend-store-uri {self._shown}"
+            if self.uri.startswith("sqlite")
+            else self._shown
+        )
+        """An address or a command for people."""
         self._make: Callable[[], MlflowCopy] = lambda: _copy_of(experiment)
         self._warn = warn
         self._closing = threading.Event()
-        self._finished = False
+        self._complete = False
         self._warned = False
         self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
 
@@ -205,21 +218,25 @@ class Tracker:
         """Send what is left; where `complete`, the report's files too. Idempotent."""
         if self._closing.is_set():
             return
-        self._finished = complete
+        self._complete = complete
         self._closing.set()
-        self._thread.join(_CLOSE_SECONDS if complete else _INTERVAL_SECONDS)
-        if self._thread.is_alive() and complete:
-            self._warn(f"MLflow at {self.uri} is slow to answer; send the rest with --sync")
+        self._thread.join(_CLOSE_SECONDS if complete else _INTERRUPTED_SECONDS)
+        if self._thread.is_alive():
+            self._warn(f"MLflow at {self._shown} is slow to answer; send the rest with --sync")
 
     def _loop(self) -> None:
         copy: MlflowCopy | None = None
         while True:
             closing = self._closing.wait(_INTERVAL_SECONDS)
             try:
-                copy = copy or self._make()
+                if copy is None:
+                    copy = self._make()
+                    copy.mark("RUNNING")
                 copy.send_new()
-                if closing and self._finished:
+                if closing and self._complete:
                     copy.send_summary()
+                elif closing:
+                    copy.mark("KILLED")
             except Exception as error:
                 self._unreachable(error)
             if closing:
@@ -228,9 +245,9 @@ class Tracker:
     def _unreachable(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            with contextlib.suppress(ValueError):
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-                self._warn(
-                    f"MLflow at {self.uri} is not reachable ({type(error).__name__}: {reason}); "
-                    f"results are on disk, send them later with --sync"
-                )
+            reason = (str(error).splitlines() or [""])[0][:200]
+            self._warn(
+                f"MLflow at {self._shown} could not be brought up to date "
+                f"({type(error).__name__}: {reason}); results are on disk, send them later with "
+                f"--sync"
+            )

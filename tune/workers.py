@@ -5,6 +5,7 @@ when it is killed, and its job is begun again: every job either resumes from its
 is short.
 """
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,18 @@ from ray.actor import ActorHandle
 
 from apgd import numerics
 from apgd.data import Split
+from apgd.errors import InputError
 from apgd.finetune import ExpertSpec, finetune
+from apgd.source import source_hash
 from apgd.suites import suites
 from tune.cluster import Cluster
 from tune.evaluators import Evaluator, ScoreJob, Workload
+from tune.experiment import run_id
+from tune.studies import Study, trial_job
 
 _RESTARTS = 5
 _POLL_SECONDS = 0.5
+_START_SECONDS = 180
 
 
 def assigned_device() -> str:
@@ -41,6 +47,20 @@ def assigned_device() -> str:
     return "cuda:0"
 
 
+@dataclass(frozen=True)
+class Introduction:
+    """Where a worker is, and what it sees from there."""
+
+    machine: str
+    device: str
+    free_bytes: int | None
+    """Free memory of its GPU; None on a CPU."""
+    code: str
+    """Hash of the source of apgd and tune that it runs."""
+    run_id: str | None
+    """Identifier of the run folder as seen from there; None where it sees none."""
+
+
 class Worker:
     """What runs in a worker process."""
 
@@ -49,6 +69,17 @@ class Worker:
         self._device = assigned_device()
         self._progress = (0, 0)
         self._evaluator: Evaluator | None = None
+
+    def introduce(self, run_dir: Path) -> Introduction:
+        """What the driver must know before it hands out work."""
+        free = torch.cuda.mem_get_info()[0] if self._device != "cpu" else None
+        return Introduction(
+            machine=platform.node(),
+            device=torch.cuda.get_device_name() if free is not None else "CPU",
+            free_bytes=free,
+            code=source_hash("apgd", "tune"),
+            run_id=run_id(run_dir) if run_dir.exists() else None,
+        )
 
     def prepare(self, suite: str, task: str, split: Split) -> str:
         """Make a split's examples ready on this machine; their hash."""
@@ -72,6 +103,17 @@ class Worker:
         if self._evaluator is None or self._evaluator.workload != workload:
             self._evaluator = Evaluator(workload, self._device)
         return self._evaluator.run(job)
+
+    def score_trial(
+        self,
+        shared: tuple[Sequence[Study], Workload],
+        study: int,
+        params: dict[str, float | int],
+        number: int,
+    ) -> float:
+        """Score one trial of a search; its mean accuracy on validation data."""
+        studies, workload = shared
+        return self.score(workload, trial_job(studies[study], params, number))
 
     def progress(self) -> tuple[int, int]:
         """Steps done and total of the training under way."""
@@ -104,6 +146,45 @@ class WorkerPool:
         self.handles: list[ActorHandle[Any]] = [
             remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)
         ]
+
+    def introduce(self, run_dir: Path, needed_bytes: int) -> list[Introduction]:
+        """Wait for the workers, and check that each can do its work.
+
+        Args:
+            run_dir: the run folder, which every worker must see.
+            needed_bytes: free GPU memory that a worker needs.
+
+        Raises:
+            InputError: where a worker does not start in time, does not see the run folder, runs
+                other code, or has too little GPU memory.
+        """
+        asked: list[Any] = [worker.introduce.remote(run_dir.resolve()) for worker in self.handles]
+        answered, silent = ray.wait(asked, num_returns=len(asked), timeout=_START_SECONDS)
+        if silent:
+            raise InputError(
+                f"{len(asked)} workers must start within {_START_SECONDS} s, but only "
+                f"{len(answered)} did; are the cluster's CPUs or GPUs in use by something else?"
+            )
+        met: list[Introduction] = ray.get(asked)
+        expected, code = run_id(run_dir), source_hash("apgd", "tune")
+        for worker in met:
+            if worker.run_id != expected:
+                raise InputError(
+                    f"the run folder must be on storage that all machines share, but "
+                    f"{worker.machine} does not see {run_dir.resolve()}"
+                )
+            if worker.code != code:
+                raise InputError(
+                    f"all machines must run the same code, but {worker.machine} has {worker.code} "
+                    f"and the driver {code}; bring it up to date with `ray up`"
+                )
+            if worker.free_bytes is not None and worker.free_bytes < needed_bytes:
+                raise InputError(
+                    f"a worker needs about {needed_bytes / 2**30:.1f} GiB of GPU memory, but "
+                    f"{worker.device} of {worker.machine} has "
+                    f"{worker.free_bytes / 2**30:.1f} GiB free"
+                )
+        return met
 
     def run(
         self,

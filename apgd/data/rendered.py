@@ -76,7 +76,7 @@ class RenderedStore:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / "labels.npy", allow_pickle=False)
             examples = Examples(images, labels)
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, InputError):
             # ValueError covers what NumPy says of a broken header or a file that is too short.
             return None
         if folder not in self._checked:

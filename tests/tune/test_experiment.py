@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apgd import InputError
-from tune.experiment import Experiment, check
+from tune.experiment import Experiment, check, exclusive, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,18 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"name": '])
+@pytest.mark.parametrize("content", ["", "[1]", '{"name": ', "{}"])
 def test_a_damaged_experiment_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "experiment.json").write_text(content)
-    with pytest.raises(InputError, match=r"experiment\.json must"):
+    with pytest.raises(InputError, match=r"experiment\.json must hold"):
         check(Experiment(run_dir=tmp_path, experts_dir=tmp_path / "experts"))
 
 
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="must be writable, but .*file/run is not: Not a dir"):
+    with pytest.raises(
+        InputError, match="the run folder must be writable, but .*file/run is not: Not a dir"
+    ):
         check(Experiment(run_dir=tmp_path / "file" / "run", experts_dir=tmp_path / "experts"))
 
 
@@ -83,3 +85,42 @@ def test_a_full_disk_is_noticed_before_work_starts(
 def test_fields_are_json() -> None:
     values = Experiment(run_dir=Path("a/b")).as_dict()
     assert json.loads(json.dumps(values))["run_dir"] == "a/b"
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(InputError, match="must be a folder, but .* is a file"):
+        check(Experiment(run_dir=tmp_path / "file", experts_dir=tmp_path / "experts"))
+
+
+def test_what_a_killed_check_leaves_behind_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".probe-17").write_text("")
+    (tmp_path / "run" / ".experiment.json.x.part").write_text("{")
+    check(Experiment(run_dir=tmp_path / "run", experts_dir=tmp_path / "experts"))
+
+
+def test_two_drivers_do_not_share_a_run_folder(tmp_path: Path) -> None:
+    experiment = Experiment(run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+    check(experiment)
+    refused = pytest.raises(InputError, match="another one is working in")
+    with exclusive(experiment), refused, exclusive(experiment):
+        pytest.fail("the second driver got in")
+    with exclusive(experiment):
+        pass
+
+
+def test_sync_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--sync needs a run that was started before"):
+        check(Experiment(sync=True, run_dir=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_credentials_are_masked() -> None:
+    uri = "postgresql://user:secret@db.example/x"
+    shown = json.dumps(Experiment(tracking_uri=uri).as_dict())
+    assert "secret" not in shown
+    assert "db.example" in shown
+    assert without_credentials("a --tracking-uri http://me:pw@h/ b") == (
+        "a --tracking-uri http://***@h/ b"
+    )

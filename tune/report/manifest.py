@@ -1,7 +1,7 @@
 """What a run says about itself: its `manifest.json`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Manifest:
     finished: str | None
     stages: tuple[Stage, ...]
     split_reads: Mapping[str, int]
+    records: Mapping[str, Collection[str]] | None
+    """Keys of the records that the run is made of, by kind; None where it does not say."""
 
     def task(self, name: str) -> TaskInfo:
         """The task of that name; one that the manifest does not list is known by its name alone."""
@@ -122,6 +124,9 @@ def _parsed(raw: Mapping[str, Any]) -> Manifest:
             for stage in raw.get("stages") or ()
         ),
         split_reads=raw.get("split_reads") or {},
+        records={kind: set(keys) for kind, keys in raw["records"].items()}
+        if "records" in raw
+        else None,
     )
 
 

@@ -82,8 +82,14 @@ def read_run(
     store = RecordStore(run_dir)
 
     def of_this_run(kind: Kind) -> list[Record]:
-        """A folder may also hold seeds of an earlier start with more of them."""
-        return [record for record in store.all(kind) if record.seed in range(manifest.seeds)]
+        """A folder may also hold records of other starts: more seeds, other code or versions."""
+        named = None if manifest.records is None else manifest.records.get(kind, ())
+        found = [
+            record
+            for record in store.all(kind)
+            if record.seed in range(manifest.seeds) and (named is None or record.key in named)
+        ]
+        return sorted(found, key=lambda record: int(record.details.get("number", 0)))
 
     trials = of_this_run(Kind.TRIAL)
     remarks: list[str] = []
@@ -131,7 +137,7 @@ def objective(trial: Record) -> float:
 
 
 def best_trials(trials: Sequence[Record]) -> dict[tuple[str, int], Record]:
-    """The best trial of every (method, seed); of equal ones the first by key."""
+    """The best trial of every (method, seed); of equal ones the first in the order given."""
     best: dict[tuple[str, int], Record] = {}
     for trial in trials:
         place = (trial.method, trial.seed)
