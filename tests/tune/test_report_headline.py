@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_run import AXES, TITLES, add_row, manifest, write_manifest
 
+from tests.tune.synthetic_run import AXES, TITLES, add_row, manifest, write_manifest
 from tune.records import Variant
 from tune.report import build_report
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_run import (
+
+from apgd.errors import InputError
+from tests.tune.synthetic_run import (
     AXES,
     RATES,
     TASKS,
@@ -17,8 +19,6 @@ from synthetic_run import (
     write_manifest,
     write_run,
 )
-
-from apgd.errors import InputError
 from tune.records import Kind, RecordStore, Variant
 from tune.report import Axis, Report, build_report, write_report
 

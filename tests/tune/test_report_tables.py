@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_run import AXES, TITLES, add_row, add_trial, manifest, write_manifest
 
 from apgd.errors import InputError
+from tests.tune.synthetic_run import AXES, TITLES, add_row, add_trial, manifest, write_manifest
 from tune.records import Variant
 from tune.report import Report, build_report
 
