@@ -47,8 +47,11 @@ def prepare_data(suite: Suite, pool: WorkerPool, display: Display) -> dict[tuple
     wanted = [(task.name, split) for task in suite.tasks for split in Split]
     wanted += [(task.name, Split.TEST) for task in suite.unseen]
     jobs = [Job("prepare", (suite.name, task, split)) for task, split in wanted]
+    ready = sum(suite.has_examples(task, split) for task, split in wanted)
     with display.stage("data", len(jobs)) as stage:
+        # What is ready is read and checked all the same.
         hashes = pool.run(jobs, on_done=lambda _index, _hash: stage.advance())
+        stage.count(done=len(jobs) - ready, reused=ready)
         stage.note(f"{len(suite.tasks)} tasks, {len(suite.unseen)} unseen")
     return {(task, str(split)): h for (task, split), h in zip(wanted, hashes, strict=True)}
 

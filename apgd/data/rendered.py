@@ -1,7 +1,6 @@
 """Rendered pictures on disk: made once, checked, and read through memory maps."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from apgd.data.tasks import Examples
 from apgd.errors import InputError
+from apgd.files import atomic_path
 
 _RENDERERS = ("pillow", "numpy", "matplotlib", "scikit-learn")
 
@@ -31,6 +31,14 @@ class RenderedStore:
         self._root = root
         self._checked: set[Path] = set()
 
+    def has(self, pinned: str) -> bool:
+        """Whether examples of that hash are there; `get` looks whether they are undamaged."""
+        folder = self._folder(pinned)
+        return (folder / "labels.npy").exists() and (folder / "images.npy").exists()
+
+    def _folder(self, pinned: str) -> Path:
+        return (self._root or cache_root()) / "rendered" / pinned[:32]
+
     def get(self, name: str, pinned: str, make: Callable[[], Examples]) -> Examples:
         """The examples whose content has the hash `pinned`; made where they are not there yet.
 
@@ -49,7 +57,7 @@ class RenderedStore:
             InputError: where `make` gives something else than was pinned, or the folder cannot be
                 written to.
         """
-        folder = (self._root or cache_root()) / "rendered" / pinned[:32]
+        folder = self._folder(pinned)
         found = self._read(folder, pinned)
         if found is None:
             made = make()
@@ -87,13 +95,5 @@ class RenderedStore:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    """Write an array so that `path` holds all of it or does not change."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            np.save(stream, array, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)

@@ -75,6 +75,10 @@ class Suite(ABC):
             InputError: for an unknown task or split, or where the data are not what was pinned.
         """
 
+    @abstractmethod
+    def has_examples(self, task: str, split: Split) -> bool:
+        """Whether a split is ready on this machine, so that reading it is quick."""
+
     def task(self, name: str) -> Task:
         """The task called `name`, seen or unseen."""
         for task in (*self.tasks, *self.unseen):

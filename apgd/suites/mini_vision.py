@@ -303,6 +303,11 @@ class MiniVision(Suite):
             f"task {task}, split {split}", PINNED[task, split], lambda: self.render(task, split)
         )
 
+    def has_examples(self, task: str, split: Split) -> bool:
+        """Whether a split is in the cache on this machine."""
+        self._recipe(task, split)
+        return self._store.has(PINNED[task, split])
+
     def render(self, task: str, split: Split) -> Examples:
         """The examples of a task's split, rendered now, whatever is cached or pinned.
 

@@ -191,7 +191,7 @@ def test_second_run_reuses_everything(smoke: tuple[Path, str]) -> None:
     process = start(folder)
     output = finish(process)
     assert process.returncode == 0, output
-    for stage, count in (("experts", 8), ("search", 9), ("evaluation", 9)):
+    for stage, count in (("data", 26), ("experts", 8), ("search", 9), ("evaluation", 9)):
         (line,) = [line for line in output.splitlines() if line.startswith(f"✓ {stage}")]
         assert f"{count} reused" in line
         assert "done" not in line
@@ -253,7 +253,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_numbers(
         (["--methods", "ties", "nope"], "unknown method 'nope'; known are: doge_ta"),
         (["--seeds", "0"], "seeds must be at least 1, but got 0"),
         (["--tracking-uri", "ftp://x"], "tracking-uri must start with"),
-        (["--run-dir", "/proc/nope"], "folders of results must be writable, but /proc/nope"),
+        (["--run-dir", "/proc/nope"], "the run folder must be writable, but /proc/nope"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_two(
