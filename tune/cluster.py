@@ -40,14 +40,15 @@ class Cluster:
         where = "joined a Ray cluster" if self.joined else "started Ray here"
         nodes = f"{self.nodes} nodes, " if self.nodes > 1 else ""
         kind = "GPU" if self.gpus else "CPU"
-        threads = _plural(self.threads_per_worker, "thread")
+        threads = plural(self.threads_per_worker, "thread")
         return (
-            f"{where}: {nodes}{_plural(self.cpus, 'CPU')}, {_plural(self.gpus, 'GPU')}; "
-            f"{_plural(self.workers, f'{kind} worker')} with {threads} each"
+            f"{where}: {nodes}{plural(self.cpus, 'CPU')}, {plural(self.gpus, 'GPU')}; "
+            f"{plural(self.workers, f'{kind} worker')} with {threads} each"
         )
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """The count and its noun, for example `2 GPUs`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 

@@ -17,7 +17,7 @@ from apgd.data.corruptions import CORRUPTIONS
 from apgd.files import sha256_file, write_json
 from apgd.finetune import Expert
 from apgd.suites import Suite
-from tune.cluster import Cluster
+from tune.cluster import Cluster, plural
 from tune.evaluators import mean_accuracy
 from tune.experiment import Experiment, without_credentials
 from tune.progress import Stage
@@ -161,7 +161,8 @@ def describe_machine(cluster: Cluster, workers: Sequence[Introduction]) -> dict[
     return {
         "description": (
             f"{_processor()}, {platform.system()} {platform.machine()}, "
-            f"{cluster.workers} workers with {cluster.threads_per_worker} CPU threads each"
+            f"{plural(cluster.workers, 'worker')} with "
+            f"{plural(cluster.threads_per_worker, 'CPU thread')} each"
         ),
         "nodes": cluster.nodes,
         "cpus": cluster.cpus,

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from apgd import InputError
 from apgd.data import Split
 from apgd.data.reader import LeakError
 from apgd.finetune import ExpertSpec, expert_spec, find_expert, finetune
@@ -330,3 +331,5 @@ def test_work_is_cut_to_the_machine() -> None:
     gpus = plan(nodes=2, cpus=64, gpus=8, joined=True, most_workers=24)
     assert (gpus.workers, gpus.threads_per_worker) == (8, 8)
     assert gpus.worker_resources == {"num_gpus": 1, "num_cpus": 0}
+    with pytest.raises(InputError, match="at least one CPU to work with, but has 0"):
+        plan(nodes=1, cpus=0, gpus=0, joined=True, most_workers=8)

@@ -1,11 +1,13 @@
 """The page stands alone, escapes what it is given, and says what is missing."""
 
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from apgd.errors import InputError
 from tests.tune.synthetic_run import (
@@ -250,3 +252,16 @@ def test_malformed_samples_are_refused(tmp_path):
     name = next(iter(TASKS))
     with pytest.raises(InputError, match="must be uint8"):
         build_report(Path(tmp_path), titles={}, axes={}, samples={name: np.zeros((2, 32, 32, 3))})
+
+
+def test_samples_are_one_picture_too(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    report = build_report(tmp_path, titles=TITLES, axes=AXES, samples=samples(3))
+    with Image.open(io.BytesIO(report.figures["samples"])) as sheet:
+        # Three images of 64 pixels and six rows of them, 4 pixels apart.
+        assert sheet.size == (3 * 64 + 2 * 4, 6 * 64 + 5 * 4)
+        first = samples(3)["digits"][0]
+        assert sheet.getpixel((0, 0)) == tuple(first[0, 0])
+        assert sheet.getpixel((63, 63)) == tuple(first[31, 31])
+        assert sheet.getpixel((65, 0)) == (255, 255, 255)
+    assert "figures/samples.png" in report.markdown

@@ -7,7 +7,15 @@ import numpy as np
 
 from apgd.files import atomic_path, write_text
 from tune.report.axis import Axis
-from tune.report.document import Block, Document, Plot, Report, Section, Table, Warnings
+from tune.report.document import (
+    Block,
+    Document,
+    Plot,
+    Report,
+    Section,
+    Table,
+    Warnings,
+)
 from tune.report.headline import headline, tiles
 from tune.report.markdown import render_markdown
 from tune.report.measures import task_columns, tidy_csv
@@ -26,7 +34,7 @@ from tune.report.result_sections import (
 )
 from tune.report.run import Run, read_run
 from tune.report.run_sections import cost_section, experts_section, samples_section
-from tune.report.samples import sample_grid
+from tune.report.samples import sample_grid, sample_sheet
 from tune.report.search_section import search_section
 
 _SMOKE = (
@@ -59,6 +67,7 @@ def build_report(
     run = read_run(run_dir, titles=titles, axes=axes)
     main, unseen, corrupted = main_table(run), unseen_measures(run), corruption_measures(run)
     paired = difference_measures(run)
+    grid = sample_grid(run, samples)
     sections: list[Section | None] = [
         accuracy_section(run, main),
         difference_section(run, paired),
@@ -66,7 +75,7 @@ def build_report(
         corruption_section(run, corrupted),
         search_section(run),
         published_section(),
-        samples_section(sample_grid(run, samples)),
+        samples_section(grid),
         experts_section(run),
         cost_section(run),
         reproduce_section(run),
@@ -79,13 +88,16 @@ def build_report(
         sections=tuple(section for section in sections if section is not None),
     )
     blocks = document.blocks()
+    figures = {block.name: block.png for block in blocks if isinstance(block, Plot)}
+    if grid is not None:
+        figures["samples"] = sample_sheet(grid)
     return Report(
         document=document,
         markdown=render_markdown(document),
         html=render_page(document),
         csv=tidy_csv([main, *paired, unseen, corrupted]),
         tables={block.name: block for block in blocks if isinstance(block, Table)},
-        figures={block.name: block.png for block in blocks if isinstance(block, Plot)},
+        figures=figures,
     )
 
 

@@ -39,7 +39,8 @@ def _block(block: Block) -> str:
             return f"![{_inline(block.alt)}](figures/{block.name}.png)\n\n{_inline(block.caption)}"
         case SampleGrid():
             rows = [f"- {_inline(row.title)}: {_inline(row.detail)}" for row in block.rows]
-            return "\n".join(["The page shows sample images of these tasks:", "", *rows])
+            picture = "![Sample images, a row per task.](figures/samples.png)"
+            return "\n".join([picture, "", "From top to bottom:", "", *rows])
         case Text():
             return _inline(block.text)
         case Warnings():

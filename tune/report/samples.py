@@ -11,6 +11,9 @@ from tune.report.document import SampleGrid, Samples
 from tune.report.manifest import TaskInfo
 from tune.report.run import Run
 
+_SCALE = 2
+_GAP = 4  # pixels between images
+
 
 def sample_grid(run: Run, samples: Mapping[str, np.ndarray]) -> SampleGrid | None:
     """A row per task that has samples, seen tasks first; None where no task has any.
@@ -32,6 +35,23 @@ def sample_grid(run: Run, samples: Mapping[str, np.ndarray]) -> SampleGrid | Non
         if task.name in samples
     )
     return SampleGrid(rows=rows) if rows else None
+
+
+def sample_sheet(grid: SampleGrid) -> bytes:
+    """All samples as one PNG, a row per task in the grid's order, each pixel doubled."""
+    rows = [[Image.open(io.BytesIO(png)) for png in row.pngs] for row in grid.rows]
+    height = max(image.height for row in rows for image in row) * _SCALE + _GAP
+    width = max(sum(image.width * _SCALE + _GAP for image in row) for row in rows)
+    sheet = Image.new("RGB", (width - _GAP, height * len(rows) - _GAP), "white")
+    for line, row in enumerate(rows):
+        left = 0
+        for image in row:
+            size = (image.width * _SCALE, image.height * _SCALE)
+            sheet.paste(image.resize(size, Image.Resampling.NEAREST), (left, line * height))
+            left += size[0] + _GAP
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _detail(task: TaskInfo) -> str:
