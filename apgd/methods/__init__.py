@@ -7,9 +7,9 @@ search and under the contract tests.
 
 import sys
 
-from apgd.methods._method import Limit, Method, MethodParams, Parameter
+from apgd.methods._method import Limit, Method, MethodParams, Parameter, parameter
 from apgd.registry import Registry
 
 methods: Registry[Method] = Registry(sys.modules[__name__], Method, "method")
 
-__all__ = ["Limit", "Method", "MethodParams", "Parameter", "methods"]
+__all__ = ["Limit", "Method", "MethodParams", "Parameter", "methods", "parameter"]

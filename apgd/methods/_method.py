@@ -95,6 +95,18 @@ def parameter(
     return dataclasses.field(default=default, metadata=declaration)
 
 
+def keep_ratio_parameter(default: float) -> Any:
+    """Declare the keep ratio of a method that trims task vectors by magnitude."""
+    return parameter(
+        default,
+        "share of each task vector's entries that is kept, largest magnitudes first",
+        low=0,
+        high=1,
+        open_low=True,
+        search=(0.05, 1.0),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodParams:
     """Parameters of a method; the fields of a subclass are declared with `parameter`.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from apgd import projective
-from apgd.methods._method import Limit, Method, MethodParams, parameter
+from apgd.methods._method import Limit, Method, MethodParams, keep_ratio_parameter, parameter
 from apgd.task_vectors import Delta, TaskVectors
 
 
@@ -35,14 +35,7 @@ class DogeTaParams(MethodParams):
         low=0,
         high=Limit.RANK,
     )
-    keep_ratio: float = parameter(
-        0.3,
-        "share of each task vector's entries that is kept, largest magnitudes first",
-        low=0,
-        high=1,
-        open_low=True,
-        search=(0.05, 1.0),
-    )
+    keep_ratio: float = keep_ratio_parameter(0.3)
     iterations: int = parameter(
         400, "Adam steps on the modification vector Δ", low=1, search=(10, 400), log=True
     )

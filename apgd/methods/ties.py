@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apgd.methods._method import Method, MethodParams, parameter
+from apgd.methods._method import Method, MethodParams, keep_ratio_parameter, parameter
 from apgd.task_vectors import Delta, TaskVectors
 
 
@@ -16,14 +16,7 @@ class TiesParams(MethodParams):
     coefficient: float = parameter(
         0.3, "merging coefficient λ of the merged task vector", low=0, search=(0.05, 5.0), log=True
     )
-    keep_ratio: float = parameter(
-        0.2,
-        "share of each task vector's entries that is kept, largest magnitudes first",
-        low=0,
-        high=1,
-        open_low=True,
-        search=(0.05, 1.0),
-    )
+    keep_ratio: float = keep_ratio_parameter(0.2)
 
 
 def _trimmed(
