@@ -80,7 +80,7 @@ def _combine(vectors: TaskVectors, params: DogeTaParams) -> Delta:
 doge_ta = Method(
     name="doge_ta",
     title="DOGE TA",
-    source="Wei et al., Adaptive projective gradient descent, ICML 2025, section 4, algorithm 1",
+    source="Wei et al., ICML 2025 (arXiv 2501.01230), algorithm 1",
     params=DogeTaParams,
     combine=_combine,
 )

@@ -40,7 +40,7 @@ def _task_arithmetic(vectors: TaskVectors, params: TaskArithmeticParams) -> Delt
 weight_averaging = Method(
     name="weight_averaging",
     title="Weight averaging",
-    source="Wortsman et al., Model soups, ICML 2022, section 2",
+    source="Wortsman et al., ICML 2022 (arXiv 2203.05482), section 2",
     params=AveragingParams,
     combine=_average,
 )
@@ -48,7 +48,7 @@ weight_averaging = Method(
 task_arithmetic = Method(
     name="task_arithmetic",
     title="Task arithmetic",
-    source="Ilharco et al., Editing models with task arithmetic, ICLR 2023, section 4.2",
+    source="Ilharco et al., ICLR 2023 (arXiv 2212.04089), section 4",
     params=TaskArithmeticParams,
     combine=_task_arithmetic,
 )

@@ -51,7 +51,7 @@ def _sum(vectors: TaskVectors, params: TiesParams) -> Delta:
 ties = Method(
     name="ties",
     title="Ties-Merging",
-    source="Yadav et al., TIES-Merging, NeurIPS 2023, section 3.2",
+    source="Yadav et al., NeurIPS 2023 (arXiv 2306.01708), section 4",
     params=TiesParams,
     combine=_sum,
 )
