@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from apgd.errors import InputError
 
@@ -131,16 +132,31 @@ def _connect(address: str | None, cpus: int | None, dashboard: bool) -> bool:
             pass
         else:
             return True
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=dashboard,
-        dashboard_host="127.0.0.1",
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-        **quiet,
-    )
+    with _on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **quiet,
+        )
     return False
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Make a Ray that is started inside listen on the loopback interface alone.
+
+    On Linux Ray takes the machine's outer address, even where it is told 127.0.0.1, and listens on
+    every interface; this switch, which it has for other systems, is read when Ray is imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _cluster_was_started() -> bool:
