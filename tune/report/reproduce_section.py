@@ -67,7 +67,7 @@ def _flat(value: Any) -> str:
 def _short_hashes(hashes: Mapping[str, Any]) -> list[tuple[str, str]]:
     """One hash in short; of several, how many there are."""
     return [
-        (kind, f"{len(value)} files, all in manifest.json" if isinstance(value, dict) else short(value))
+        (kind, f"{len(value)} files, in manifest.json" if isinstance(value, dict) else short(value))
         for kind, value in hashes.items()
         if value
     ]
