@@ -33,14 +33,14 @@ from tune.workers import WorkerPool
 def run(experiment: Experiment, console: Console) -> None:
     """Do the whole job, reusing whatever an earlier run of the same experiment left."""
     check(experiment)
-    if experiment.sync:
-        console.print(synchronise(experiment))
-        return
     suite = suites[experiment.suite]
     store = RecordStore(experiment.folder)
     manifest = Manifest(experiment, suite)
     with ExitStack() as stack:
         stack.enter_context(exclusive(experiment))
+        if experiment.sync:
+            console.print(synchronise(experiment), markup=False, soft_wrap=True)
+            return
         display = stack.enter_context(Display(console))
         display.say(f"apgd {suite.name}: {suite.title}")
         display.say(f"results go to {experiment.folder}")

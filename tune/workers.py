@@ -66,6 +66,7 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        numerics.configure(threads)  # before anything touches the GPU
         self._device = assigned_device()
         self._progress = (0, 0)
         self._evaluator: Evaluator | None = None
