@@ -23,8 +23,9 @@ _INPUT_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, 2 for bad input."""
     chosen = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser(chosen).parse_args(chosen)
+    options, unknown = _parser(chosen).parse_known_args(chosen)
     try:
+        options.check_unknown(unknown, options)
         options.run(options)
     except Exception as error:
         bad_input = isinstance(error, InputError)
@@ -47,8 +48,27 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, check_unknown=_refuse_unknown)
     return parser
+
+
+def _refuse_unknown(unknown: Sequence[str], _options: argparse.Namespace) -> None:
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}; see --help")
+
+
+def _refuse_unknown_of_merge(unknown: Sequence[str], options: argparse.Namespace) -> None:
+    method = methods[options.method]
+    if unknown:
+        known = ", ".join(_option(declared) for declared in method.params.declared())
+        raise InputError(
+            f"unknown argument {unknown[0]!r}; the parameters of {method.name} are: "
+            f"{known or 'none'}"
+        )
+
+
+def _option(declared: Parameter) -> str:
+    return f"--{declared.name.replace('_', '-')}"
 
 
 def _add_merge(
@@ -59,6 +79,9 @@ def _add_merge(
         help="merge experts into one safetensors file",
         description="Merge experts that were fine-tuned from one base. Every two-dimensional "
         "weight is merged, or those that a suite merges; all other parameters are the base's.",
+        epilog="Each method has parameters of its own: name one to see them here "
+        "(`apgd merge --method doge_ta --help`), or see `apgd methods`.",
+        allow_abbrev=False,
     )
     command.add_argument("--method", required=True, help=f"one of: {', '.join(methods)}")
     command.add_argument("--base", required=True, type=Path, help="the base, a safetensors file")
@@ -74,30 +97,28 @@ def _add_merge(
     command.add_argument("--suite", help="merge what this suite merges, instead of every matrix")
     command.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for method in _methods_named(arguments):
+    method = _method_named(arguments)
+    if method is not None:
         group = command.add_argument_group(f"parameters of {method.name}")
         for declared in method.params.declared():
-            option = f"--{declared.name.replace('_', '-')}"
-            if option in command._option_string_actions:
-                continue
             text = f"{declared.meaning}; in {declared.range_text} (default: {_default(declared)})"
             group.add_argument(
                 # Both spellings work; the first is shown.
-                *dict.fromkeys((option, f"--{declared.name}")),
+                *dict.fromkeys((_option(declared), f"--{declared.name}")),
                 type=declared.kind,
                 default=argparse.SUPPRESS,
                 metavar="K" if declared.kind is int else "X",
                 help=text.replace("%", "%%"),
             )
-    command.set_defaults(run=_merge)
+    command.set_defaults(run=_merge, check_unknown=_refuse_unknown_of_merge)
 
 
-def _methods_named(arguments: Sequence[str]) -> list[Method]:
-    """The method that the command line names; all of them where it names none that is known."""
+def _method_named(arguments: Sequence[str]) -> Method | None:
+    """The method that the command line names, where it names one that is known."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--method")
     name = first.parse_known_args(list(arguments))[0].method
-    return [methods[name]] if name in methods else list(methods.values())
+    return methods.get(name, None)
 
 
 def _default(declared: Parameter) -> str:

@@ -50,7 +50,8 @@ def check_writable(folder: Path, what: str) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"{what} must be writable, but {folder} is not: {error.strerror}"
+            f"{what} must be writable, but {folder} could not be made or written to "
+            f"({error.strerror})"
         ) from error
 
 

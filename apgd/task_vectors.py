@@ -68,7 +68,7 @@ class TaskVectors:
         if not self.names:
             raise InputError(
                 f"no parameter of {self._base.label} is selected for merging; "
-                f"it has {len(self._base.names())} parameters"
+                f"it has {len(self._base.names())}, the first being {self._base.names()[0]}"
             )
         self._check_values()
 

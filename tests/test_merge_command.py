@@ -46,6 +46,11 @@ def test_merge_writes_what_the_library_returns(
         (["--method", "ties", "--expert", "x"], "--expert must be NAME=PATH, but got 'x'"),
         (["--method", "ties", "--expert", "x=none"], "expert x (none) does not exist"),
         (["--method", "ties", "--out", "none/x"], "the folder of --out must exist"),
+        (
+            ["--method", "ties", "--eta", "1"],
+            "unknown argument '--eta'; the parameters of ties are",
+        ),
+        (["--method", "ties", "--keep-rate", "1"], "are: --coefficient, --keep-ratio"),
         (["--method", "ties", "--suite", "nope"], "unknown suite 'nope'"),
     ],
 )
@@ -94,3 +99,6 @@ def test_help_explains_every_parameter(capsys: pytest.CaptureFixture[str]) -> No
     for option in ("--eta", "--basis-size", "--shared-basis-size", "--iterations", "400"):
         assert option in text
     assert "--coefficient" not in text
+    with pytest.raises(SystemExit):
+        main(["merge", "--help"])
+    assert "name one to see them here" in " ".join(capsys.readouterr().out.split())

@@ -63,7 +63,7 @@ def test_a_damaged_experiment_file_is_refused(tmp_path: Path, content: str) -> N
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        InputError, match="the run folder must be writable, but .*file/run is not: Not a dir"
+        InputError, match="the run folder must be writable, but .*file/run could not .*Not a dir"
     ):
         check(Experiment(run_dir=tmp_path / "file" / "run", experts_dir=tmp_path / "experts"))
 
