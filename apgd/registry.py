@@ -4,11 +4,12 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from apgd.errors import InputError
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -53,6 +54,14 @@ class Registry(Mapping[str, T], Generic[T]):
         except KeyError:
             known = ", ".join(self)
             raise InputError(f"unknown {self._noun} {name!r}; known are: {known}") from None
+
+    @overload
+    def get(self, name: str, /) -> T | None: ...
+    @overload
+    def get(self, name: str, /, default: T | D) -> T | D: ...
+    def get(self, name: str, /, default: Any = None) -> Any:
+        """The entry of that name, or `default`; unlike look-up, it accepts an unknown name."""
+        return self._found().get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._found()))

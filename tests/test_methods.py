@@ -93,6 +93,12 @@ def test_unknown_method_lists_the_known_ones(model: Make) -> None:
         merge("doge", *model())
 
 
+def test_registries_can_be_asked_without_being_refused() -> None:
+    assert methods.get("ties") is methods["ties"]
+    assert methods.get("doge") is None
+    assert "doge" not in methods
+
+
 def test_average_is_the_mean_of_the_experts(model: Make) -> None:
     base, experts = model(4)
     merged = merge("weight_averaging", base, experts)
