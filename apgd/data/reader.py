@@ -1,4 +1,4 @@
-"""The only door through which stages read examples, so that no stage reads what it must not."""
+"""The door through which merges are scored, so that no score reads a split that it must not."""
 
 from collections import Counter
 from collections.abc import Iterable
