@@ -3,9 +3,20 @@
 from importlib.metadata import version
 
 from apgd.errors import InputError
-from apgd.merging import merge
+from apgd.merging import Merged, merge
+from apgd.streaming import merge_files
+from apgd.summary import LayerSummary, MergeSummary
 from apgd.task_vectors import TaskVectors
 
 __version__ = version("apgd")
 
-__all__ = ["InputError", "TaskVectors", "__version__", "merge"]
+__all__ = [
+    "InputError",
+    "LayerSummary",
+    "MergeSummary",
+    "Merged",
+    "TaskVectors",
+    "__version__",
+    "merge",
+    "merge_files",
+]

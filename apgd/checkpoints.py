@@ -1,9 +1,10 @@
 """Files of weights: safetensors, read lazily, written atomically, nothing ever unpickled."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,12 +12,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from apgd.errors import InputError
-from apgd.files import atomic_path
+from apgd.files import atomic_path, content_key, write_json
 
 _METADATA = "apgd"
+_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 WeightSource = Mapping[str, Tensor] | str | Path
-"""A state dict in memory, or the path of a safetensors file."""
+"""A state dict in memory, or the path of a safetensors file or of a folder of shards."""
 
 
 class Weights(Protocol):
@@ -31,61 +52,181 @@ class Weights(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter, without reading it."""
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a parameter's entries, without reading it."""
+
+    def identity(self) -> str | None:
+        """What tells these weights from others without reading them; None for those in memory."""
+
     def __getitem__(self, name: str) -> Tensor:
         """The parameter itself, on the CPU, in its stored dtype."""
 
 
-class _InMemory:
+class InMemory:
+    """A state dict as weights."""
+
     def __init__(self, label: str, tensors: Mapping[str, Tensor]) -> None:
         self.label = label
-        self._tensors = tensors
+        self._tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
     def names(self) -> tuple[str, ...]:
+        """Parameter names, sorted."""
         return tuple(sorted(self._tensors))
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter."""
         return tuple(self._tensors[name].shape)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a parameter's entries."""
+        return self._tensors[name].dtype
+
+    def identity(self) -> str | None:
+        """None: there is nothing to tell them by."""
+        return None
+
+    def tied(self) -> dict[str, str]:
+        """Names that share their memory with one earlier in the alphabet, and that one."""
+        first: dict[Any, str] = {}
+        found = {}
+        for name in self.names():
+            tensor = self._tensors[name]
+            if tensor.numel() == 0:
+                continue
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if place in first:
+                found[name] = first[place]
+            first.setdefault(place, name)
+        return found
+
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].detach().cpu()
+        """The parameter itself."""
+        return self._tensors[name]
 
 
-class _InFile:
+class InFiles:
+    """The tensors of safetensors files.
+
+    Only headers are read at first. Each tensor is read when it is asked for, from a file opened for
+    it alone: what stays open would count as this process's memory for as long as it is mapped.
+    """
+
     def __init__(self, label: str, path: Path) -> None:
         self.label = f"{label} ({path})"
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         if not path.exists():
             raise InputError(f"{self.label} does not exist")
+        self.folder: Path | None = path if path.is_dir() else None
+        """The folder, where these are a folder of files."""
+        expected = self._index(path)
+        for file in sorted(set(expected.values())) if expected else [_file_of(path)]:
+            self._read_header(file)
+        for name, file in expected.items():
+            if self._files.get(name) != file:
+                raise InputError(f"the index of {self.label} places {name} in {file.name}, "
+                                 f"which does not hold it")  # fmt: skip
+        for name in self._files:
+            if expected and name not in expected:
+                raise InputError(f"{self._files[name].name} of {self.label} holds {name}, "
+                                 f"which its index does not name")  # fmt: skip
+
+    def _index(self, path: Path) -> dict[str, Path]:
+        """Names and files of a folder of shards; nothing for a single file."""
+        if path.is_dir():
+            if not (path / INDEX).exists():
+                if not (path / _SINGLE).exists():
+                    raise InputError(f"{self.label} holds neither {INDEX} nor {_SINGLE}")
+                return {}
+            path = path / INDEX
+        elif path.suffix != ".json":
+            return {}
         try:
-            opened: Any = safe_open(path, framework="pt", device="cpu")
+            index = json.loads(path.read_text(encoding="utf-8"))
+            placed = {str(name): str(file) for name, file in index["weight_map"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"the index of {self.label} is damaged: {error}") from error
+        for file in set(placed.values()):
+            if Path(file).name != file:
+                raise InputError(f"shards must lie beside their index, but {self.label} has {file}")
+            if not (path.parent / file).exists():
+                raise InputError(f"the shard {file} of {self.label} does not exist")
+        return {name: path.parent / file for name, file in placed.items()}
+
+    def _read_header(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as opened:
+                file = cast("Any", opened)
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    part = file.get_slice(name)
+                    if name in self._files:
+                        raise InputError(
+                            f"{self.label} holds {name} twice: in {self._files[name].name} "
+                            f"and in {path.name}"
+                        )
+                    if part.get_dtype() not in _DTYPES:
+                        raise InputError(
+                            f"{name} of {self.label} has the type {part.get_dtype()}; "
+                            f"known are: {', '.join(_DTYPES)}"
+                        )
+                    self._files[name] = path
+                    self._shapes[name] = tuple(part.get_shape())
+                    self._dtypes[name] = _DTYPES[part.get_dtype()]
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{self.label} is not a whole safetensors file: {error}; "
+                f"{self.label} is not a whole safetensors file: {path.name}: {error}; "
                 f"it may be truncated, or in another format"
             ) from error
-        self._file: Any = opened
-        self._names: tuple[str, ...] = tuple(sorted(opened.keys()))
 
     def names(self) -> tuple[str, ...]:
-        return self._names
+        """Parameter names, sorted."""
+        return tuple(sorted(self._files))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
+        """Shape of a parameter, from the header."""
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a parameter's entries, from the header."""
+        return self._dtypes[name]
+
+    def identity(self) -> str | None:
+        """Hash of the files' names, sizes, times of change, and of what their headers say."""
+        files = {}
+        for path in sorted(set(self._files.values())):
+            status = path.stat()
+            files[path.name] = [status.st_size, status.st_mtime_ns]
+        tensors = {n: [list(self._shapes[n]), str(self._dtypes[n])] for n in self._files}
+        return content_key([files, tensors])
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        """The parameter itself, read now."""
+        try:
+            with safe_open(self._files[name], framework="pt", device="cpu") as file:
+                tensor: Tensor = file.get_tensor(name).clone()
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{self._files[name]} could be read before and cannot any more: {error}"
+            ) from error
         return tensor
 
 
+def _file_of(path: Path) -> Path:
+    return path / _SINGLE if path.is_dir() else path
+
+
 def open_weights(source: WeightSource, label: str) -> Weights:
-    """Open a state dict or a safetensors file for reading.
+    """Open a state dict, a safetensors file or a folder of shards for reading.
 
     Args:
-        source: a state dict, or the path of a safetensors file.
+        source: a state dict; the path of a safetensors file, of an index of shards, or of a folder
+            that holds `model.safetensors` or `model.safetensors.index.json`.
         label: what error messages call it, for example "expert signs".
 
     Raises:
-        InputError: where the file is missing or is not a whole safetensors file, or the mapping
-            holds something other than tensors.
+        InputError: where a file is missing or is not a whole safetensors file, the index and the
+            shards disagree, or the mapping holds something other than tensors.
     """
     if isinstance(source, Mapping):
         for name, value in source.items():
@@ -93,13 +234,13 @@ def open_weights(source: WeightSource, label: str) -> Weights:
                 raise InputError(
                     f"{label} must map names to tensors, but {name!r} is a {type(value).__name__}"
                 )
-        return _InMemory(label, source)
+        return InMemory(label, source)
     if not isinstance(source, str | Path):
         raise InputError(
-            f"{label} must be a state dict or the path of a safetensors file, "
+            f"{label} must be a state dict or the path of safetensors files, "
             f"but got {type(source).__name__}"
         )
-    return _InFile(label, Path(source))
+    return InFiles(label, Path(source))
 
 
 def items(weights: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -109,10 +250,10 @@ def items(weights: Weights) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_weights(path: Path, label: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """All tensors of a safetensors file or a folder of shards.
 
     Raises:
-        InputError: where the file is missing or damaged.
+        InputError: where a file is missing or damaged.
     """
     return dict(items(open_weights(path, label)))
 
@@ -130,16 +271,37 @@ def save_weights(
     # A single entry: with several, their order in the file changes from one process to the next.
     header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-            temporary,
-            metadata=header,
-        )
+        save_file(_apart(tensors), temporary, metadata=header)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, those that share memory with another one copied."""
+    seen = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        apart[name] = here.clone() if place in seen else here
+        seen.add(place)
+    return apart
+
+
+def write_index(folder: Path, files: Mapping[str, str], total_bytes: int) -> None:
+    """Write the index of a folder of shards, which says in which file each tensor is."""
+    write_json(
+        folder / INDEX,
+        {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(files.items()))},
+    )
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is called like a shard of weights."""
+    return re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", path.name) is not None
 
 
 def read_metadata(path: Path) -> dict[str, object]:
     """The metadata that `save_weights` put into a file's header."""
-    _InFile("checkpoint", path)
+    InFiles("checkpoint", path)
     with safe_open(path, framework="pt", device="cpu") as file:
         found: dict[str, object] = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
         return found

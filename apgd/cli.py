@@ -18,6 +18,7 @@ from apgd.methods import Method, Parameter, methods
 from apgd.suites import suites
 
 _INPUT_ERROR = 2
+_METAVARS = {int: "K", float: "X", str: "NAME"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +108,7 @@ def _add_merge(
                 *dict.fromkeys((_option(declared), f"--{declared.name}")),
                 type=declared.kind,
                 default=argparse.SUPPRESS,
-                metavar="K" if declared.kind is int else "X",
+                metavar=_METAVARS[declared.kind],
                 help=text.replace("%", "%%"),
             )
     command.set_defaults(run=_merge, check_unknown=_refuse_unknown_of_merge)
@@ -122,7 +123,10 @@ def _method_named(arguments: Sequence[str]) -> Method | None:
 
 
 def _default(declared: Parameter) -> str:
-    return "from the model" if declared.default is None else f"{declared.default:g}"
+    default = declared.default
+    if isinstance(default, float):
+        return f"{default:g}"
+    return "from the model" if default is None else str(default)
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -1,13 +1,22 @@
 """The library in one function."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from apgd.checkpoints import WeightSource
-from apgd.methods import methods
+from apgd.execution import Executor
+from apgd.methods import MergedLayer, Method, MethodParams, Value, methods
+from apgd.summary import LayerSummary, MergeSummary
 from apgd.task_vectors import Select, TaskVectors
+
+
+class Merged(dict[str, Tensor]):
+    """A merged state dict, with the summary of how it came about."""
+
+    summary: MergeSummary
 
 
 def merge(
@@ -17,21 +26,28 @@ def merge(
     *,
     select: Select | None = None,
     device: str | torch.device = "cpu",
-    **params: float | int | None,
-) -> dict[str, Tensor]:
+    executor: Executor | None = None,
+    **params: Value,
+) -> Merged:
     """Merge experts that were fine-tuned from one base into one model, without data.
+
+    The result is in memory; `apgd.merge_files` writes one of any size to disk as it goes.
 
     Args:
         method: name of a merge method; `apgd.methods.methods` has them all.
-        base: the pretrained weights, a state dict or the path of a safetensors file.
+        base: the pretrained weights, a state dict or the path of safetensors files.
         experts: the fine-tuned weights by the expert's name, each a state dict or a path.
-        select: predicate on a parameter's name and value that says whether it is merged; every
-            two-dimensional weight, where None. Parameters that are not selected are the base's.
+        select: whether a parameter is merged, by its name and a tensor of its shape and type;
+            every floating-point matrix, where None. Others are the base's, and listed in the
+            summary.
         device: where the merge is computed.
+        executor: who computes it; this process where None, a cluster with
+            `tune.ray_executor.RayExecutor`.
         **params: the method's parameters by name; those left out have their published value.
 
     Returns:
-        The merged model's state dict, on the CPU, in the base's dtypes.
+        The merged model's state dict, on the CPU, in the base's dtypes; its `summary` says what was
+        done to every layer.
 
     Raises:
         InputError: for an unknown method or parameter, a value outside its range, experts that do
@@ -39,5 +55,33 @@ def merge(
     """
     chosen = methods[method]
     settings = chosen.parse(params)
-    vectors = TaskVectors(base, experts, select, device=device, keep=False)
-    return vectors.apply(chosen.merge(vectors, settings))
+    vectors = TaskVectors(base, experts, select, device=device, keep=False, executor=executor)
+    chosen.check(vectors, settings)
+    started = time.perf_counter()
+    layers: dict[str, MergedLayer] = dict(
+        chosen.layers(vectors, settings, chosen.prepare(vectors, settings))
+    )
+    merged = Merged(vectors.apply({name: layer.delta for name, layer in layers.items()}))
+    merged.summary = summarise(
+        chosen, settings, vectors, (layer.summary for layer in layers.values()), started
+    )
+    return merged
+
+
+def summarise(
+    method: Method,
+    params: MethodParams,
+    vectors: TaskVectors,
+    layers: Iterable[LayerSummary],
+    started: float,
+) -> MergeSummary:
+    """The summary of a merge that began at `started` on the performance counter."""
+    return MergeSummary(
+        method=method.name,
+        params=params.as_dict(),
+        experts=vectors.experts,
+        layers=tuple(sorted(layers, key=lambda layer: layer.name)),
+        not_merged=vectors.not_merged,
+        tied=vectors.tied,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,15 +1,34 @@
 """The maths of adaptive projective gradient descent (APGD): tensors in, tensors out.
 
 Source: Wei et al., "Modeling Multi-Task Model Merging as Adaptive Projective Gradient Descent",
-ICML 2025 (arXiv 2501.01230). Everything here is about one weight matrix of shape (m, n) and its N
-task vectors tau (N, m, n); r = min(m, n). Layers do not depend on each other.
+ICML 2025 (arXiv 2501.01230), algorithm 1. Everything here is about one weight matrix of shape
+(m, n) and its N task vectors tau (N, m, n); r = min(m, n). Layers do not depend on each other.
+
+The gap loss is quadratic in the modification vector Δ: with Λ = Σ_j λ_j, row ρ of task i leaves the
+residual e_iρ = a_iρ − Λ τ_iρ·Δ_ρ, where a_iρ = τ_iρ·(τ_iρ − Σ_j λ_j τ_jρ) is constant. So its
+gradient is −2Λ Σ_i e_iρ τ_iρ: two products with the task vectors, and no autograd.
+`apgd.fused` has the two solvers at their fastest on a CPU; these here run on any device.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-_ADAM_BETAS = (0.9, 0.999)
-_ADAM_EPS = 1e-8
+from apgd.lanes import lanes
+from apgd.strips import by_strips, strips, sums_by_strips
+from apgd.subspaces import leading_left_singular_vectors
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+_SVD_BYTES = 2**28
+
+
+def task_norms(
+    tau: Tensor,  # (N, m, n)
+) -> Tensor:  # (N,), float64
+    """‖τ_i‖_F."""
+    return sums_by_strips(tau, lambda part, _rows: part.double().square().sum(dim=(1, 2))).sqrt()
 
 
 def task_aware_coefficients(
@@ -17,32 +36,9 @@ def task_aware_coefficients(
     eta: float,
 ) -> Tensor:  # (N,)
     """λ_i = η / ‖τ_i‖_F, the task-aware merging coefficients; 0 for a zero task vector."""
-    norms = torch.linalg.vector_norm(tau.flatten(1), dim=1)
-    coefficients: Tensor = torch.where(norms > 0, eta / norms, 0.0)
+    norms = task_norms(tau)
+    coefficients: Tensor = torch.where(norms > 0, eta / norms, 0.0).to(tau.dtype)
     return coefficients
-
-
-def leading_left_singular_vectors(
-    matrix: Tensor,  # (m, n)
-    count: int,
-) -> Tensor:  # (m, min(count, rank))
-    """The left singular vectors of the `count` largest singular values, in descending order.
-
-    They come from the Gram matrix of the smaller side, in float64 so that squaring the singular
-    values costs no accuracy at float32. Directions whose singular value is zero up to rounding are
-    left out: they are arbitrary, and a subspace made of them would be too.
-    """
-    m, n = matrix.shape
-    wide = matrix.double()
-    squares, vectors = torch.linalg.eigh(wide @ wide.T if m <= n else wide.T @ wide)
-    squares, vectors = squares.flip(0), vectors.flip(1)
-    cutoff = squares[0] * (max(m, n) * torch.finfo(torch.float32).eps) ** 2
-    rank = int((squares > cutoff).sum())
-    leading: Tensor = vectors[:, : min(count, rank)]
-    if m > n:
-        # A v_i = σ_i u_i: orthogonal columns, which QR normalises without dividing by a small σ_i.
-        leading = torch.linalg.qr(wide @ leading).Q
-    return leading.to(matrix.dtype)
 
 
 def shared_subspace(
@@ -55,54 +51,168 @@ def shared_subspace(
     The leading left singular vectors of every τ_i side by side, and of that matrix the leading left
     singular vectors again.
     """
-    bases = [leading_left_singular_vectors(tau_i, basis_size) for tau_i in tau]
-    side_by_side = torch.cat(bases, dim=1)  # (m, at most N·k)
-    if side_by_side.shape[1] == 0:
-        return side_by_side
-    return leading_left_singular_vectors(side_by_side, shared_basis_size)
+    bases = [tau.new_empty(0)] * len(tau)
+
+    def decompose(i: int) -> None:
+        bases[i] = leading_left_singular_vectors(tau[i], basis_size)
+
+    at_once = _SVD_BYTES // (24 * min(tau.shape[1:]) ** 2)  # the Gram matrix and what LAPACK needs
+    with lanes(most=at_once) as each:
+        each(decompose, range(len(tau)))
+    with lanes():
+        return leading_left_singular_vectors(
+            torch.cat(bases, dim=1),  # (m, at most N·k)
+            shared_basis_size,
+        )
+
+
+def residual_constants(
+    tau: Tensor,  # (N, m, n)
+    coefficients: Tensor,  # (N,)
+) -> Tensor:  # (N, m)
+    """a_iρ = τ_iρ·(τ_iρ − Σ_j λ_j τ_jρ), the residuals of Δ = 0."""
+    constants = tau.new_empty(tau.shape[:2])
+
+    def fill(rows: slice) -> None:
+        part = tau[:, rows]
+        constants[:, rows] = (part * (part - _weighted_sum(coefficients, part))).sum(dim=2)
+
+    with lanes() as each:
+        each(fill, strips(tau))
+    return constants
 
 
 def gap_loss(
     tau: Tensor,  # (N, m, n)
     coefficients: Tensor,  # (N,)
     modification: Tensor,  # (m, n)
-) -> Tensor:  # ()
+) -> float:
     """L(Δ) = Σ_i Σ_rows ( Σ_cols τ_i ⊙ (τ_i − Σ_j λ_j (τ_j + Δ)) )²."""
-    merged = torch.einsum("i,imn->mn", coefficients, tau + modification)
-    gaps = (tau * (tau - merged)).sum(dim=2)  # (N, m)
-    return gaps.square().sum()
+
+    def of(part: Tensor, rows: slice) -> Tensor:
+        merged = _weighted_sum(coefficients, part + modification[rows])
+        gaps = (part * (part - merged)).sum(dim=2)  # (N, rows)
+        return gaps.double().square().sum()
+
+    return float(sums_by_strips(tau, of))
+
+
+def _weighted_sum(
+    weights: Tensor,  # (N,)
+    tau: Tensor,  # (N, m, n)
+) -> Tensor:  # (m, n)
+    return torch.einsum("i,imn->mn", weights, tau)
 
 
 def modification_vector(
     tau: Tensor,  # (N, m, n)
     coefficients: Tensor,  # (N,)
-    subspace: Tensor,  # (m, k)
+    subspace: Tensor,  # (m, k): U
     iterations: int,
     learning_rate: float,
 ) -> Tensor:  # (m, n)
-    """Δ after `iterations` steps of Adam on L with the gradient's part in span(U) taken out.
-
-    L is quadratic: row ρ of task i leaves the residual e_iρ = a_iρ − Λ τ_iρ·Δ_ρ, with Λ = Σ_j λ_j
-    and a_iρ = τ_iρ·(τ_iρ − Σ_j λ_j τ_jρ) constant. So the gradient, −2Λ Σ_i e_iρ τ_iρ, takes two
-    products with the task vectors and no autograd.
-    """
-    rows = tau.transpose(0, 1).contiguous()  # (m, N, n)
-    total = coefficients.sum()  # Λ
-    merged = torch.einsum("i,imn->mn", coefficients, tau)  # (m, n)
-    constant = torch.einsum("min,imn->mi", rows, tau - merged)  # (m, N): a
-    delta = torch.zeros_like(merged)
+    """Δ after `iterations` steps of Adam on L with the gradient's part in span(U) taken out."""
+    constants, total = residual_constants(tau, coefficients), coefficients.sum()  # a, Λ
+    delta = torch.zeros_like(tau[0])
     mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
-    beta1, beta2 = _ADAM_BETAS
+    beta1, beta2 = ADAM_BETAS
     for step in range(1, iterations + 1):
-        product = torch.linalg.vecdot(rows, delta.unsqueeze(1))  # (m, N): τ_iρ·Δ_ρ
-        residual = constant - total * product  # (m, N): e
-        gradient = torch.bmm((-2 * total * residual).unsqueeze(1), rows).squeeze(1)  # (m, n)
+        residuals = constants - total * row_products(tau, delta)  # (N, m): e
+        gradient = row_combinations(-2 * total * residuals, tau)  # (m, n)
         gradient -= subspace @ (subspace.T @ gradient)  # G − U Uᵀ G
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = (square / (1 - beta2**step)).sqrt_().add_(_ADAM_EPS)
+        denominator = (square / (1 - beta2**step)).sqrt_().add_(ADAM_EPS)
         delta.addcdiv_(mean, denominator, value=-learning_rate / (1 - beta1**step))
     return delta
+
+
+def exact_modification_vector(
+    tau: Tensor,  # (N, m, n)
+    coefficients: Tensor,  # (N,)
+    subspace: Tensor,  # (m, k): U
+    tolerance: float,
+    most_passes: int,
+) -> Tensor:  # (m, n)
+    """The Δ of smallest norm among those that minimise L under UᵀΔ = 0.
+
+    It ends where the projected gradient is at most `tolerance` times that of Δ = 0, or after
+    `most_passes` passes over the task vectors.
+    """
+
+    def transposed(residuals: Tensor) -> Tensor:
+        combined = row_combinations(residuals, tau)
+        combined -= subspace @ (subspace.T @ combined)
+        return combined
+
+    if subspace.shape[1] == subspace.shape[0]:  # U spans everything
+        return torch.zeros_like(tau[0])
+    scaled = conjugate_gradients(
+        lambda direction: row_products(tau, direction),
+        transposed,
+        residual_constants(tau, coefficients),
+        tolerance,
+        most_passes,
+    )
+    return unscaled(scaled, coefficients)
+
+
+def unscaled(
+    scaled: Tensor,  # (m, n): ΛΔ
+    coefficients: Tensor,  # (N,)
+) -> Tensor:  # (m, n)
+    """Δ from ΛΔ, which is what a_iρ = τ_iρ·(ΛΔ)_ρ is solved for; 0 where Λ is."""
+    total = coefficients.sum()
+    return scaled.div_(total) if total > 0 else scaled
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],  # A
+    apply_transposed: Callable[[Tensor], Tensor],  # Aᵀ
+    target: Tensor,  # b
+    tolerance: float,
+    most_passes: int,
+) -> Tensor:
+    """The x of smallest norm that minimises ‖A x − b‖, by conjugate gradients (CGLS).
+
+    It ends where ‖Aᵀ(b − A x)‖ ≤ tolerance · ‖Aᵀ b‖, which every problem reaches, also one whose
+    equations contradict each other.
+    """
+    residual = target.clone()
+    gradient = apply_transposed(residual)
+    solution, direction = torch.zeros_like(gradient), gradient.clone()
+    size = first = _squared_norm(gradient)
+    for _ in range(most_passes):
+        if size <= tolerance**2 * first:
+            break
+        product = apply(direction)
+        step = size / _squared_norm(product)
+        solution.add_(direction, alpha=step)
+        residual.sub_(product, alpha=step)
+        gradient = apply_transposed(residual)
+        before, size = size, _squared_norm(gradient)
+        direction.mul_(size / before).add_(gradient)
+    return solution
+
+
+def _squared_norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
+def row_products(
+    tau: Tensor,  # (N, m, n)
+    matrix: Tensor,  # (m, n)
+) -> Tensor:  # (N, m)
+    """τ_iρ·X_ρ for every task i and row ρ."""
+    return torch.bmm(tau.transpose(0, 1), matrix.unsqueeze(2)).squeeze(2).T
+
+
+def row_combinations(
+    weights: Tensor,  # (N, m)
+    tau: Tensor,  # (N, m, n)
+) -> Tensor:  # (m, n)
+    """Σ_i w_iρ τ_iρ for every row ρ."""
+    return torch.bmm(weights.T.unsqueeze(1), tau.transpose(0, 1)).squeeze(1)
 
 
 def masked_sum(
@@ -112,5 +222,26 @@ def masked_sum(
     thresholds: Tensor,  # (N,)
 ) -> Tensor:  # (m, n)
     """θ − θ_0 = Σ_i λ_i M_i ⊙ (τ_i + Δ), where M_i keeps the entries with |τ_i| ≥ threshold_i."""
-    weights = (tau.abs() >= thresholds.view(-1, 1, 1)) * coefficients.view(-1, 1, 1)  # λ_i M_i
-    return (weights * (tau + modification)).sum(dim=0)
+
+    def of(part: Tensor, rows: slice) -> Tensor:
+        weights = kept(part, thresholds) * coefficients.view(-1, 1, 1)  # λ_i M_i
+        return (weights * (part + modification[rows])).sum(dim=0)
+
+    return by_strips(tau, of)
+
+
+def kept(
+    tau: Tensor,  # (N, m, n)
+    thresholds: Tensor,  # (N,)
+) -> Tensor:  # (N, m, n), bool
+    """M_i, which keeps the entries with |τ_i| ≥ threshold_i."""
+    return tau.abs() >= thresholds.view(-1, 1, 1)
+
+
+def kept_shares(
+    tau: Tensor,  # (N, m, n)
+    thresholds: Tensor,  # (N,)
+) -> Tensor:  # (N,), float64
+    """The share of each task vector's entries that its M_i keeps."""
+    counts = sums_by_strips(tau, lambda part, _rows: kept(part, thresholds).sum(dim=(1, 2)))
+    return counts / tau[0].numel()

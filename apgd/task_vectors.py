@@ -1,43 +1,64 @@
 """Task vectors: what fine-tuning changed, matrix by matrix."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from functools import partial
+from typing import Any, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from apgd.checkpoints import Weights, WeightSource, is_finite, items, open_weights
+from apgd.checkpoints import (
+    InMemory,
+    Weights,
+    WeightSource,
+    is_finite,
+    open_weights,
+)
 from apgd.errors import InputError
+from apgd.execution import Executor, Here
+from apgd.lanes import lanes
+from apgd.strips import strips
 
 Select: TypeAlias = Callable[[str, Tensor], bool]
-"""Whether the parameter of this name and value is merged."""
+"""Whether a parameter is merged, by its name and a tensor that has its shape and type, but no
+values (it is on the device "meta")."""
 
 Delta: TypeAlias = dict[str, Tensor]
 """What a merge adds to the base: θ − θ0 by name, float32, for the merged parameters only."""
 
+R = TypeVar("R")
+
+_FLOAT32 = 4
+_WORKING_COPIES = 6  # of one matrix, besides its N task vectors
+_LOW_BITS = 16
+
 
 def two_dimensional(_name: str, tensor: Tensor) -> bool:
-    """Select every matrix: the default of `apgd.merge`."""
-    return tensor.ndim == 2
+    """Select every floating-point matrix: the default of `apgd.merge`."""
+    return tensor.ndim == 2 and tensor.is_floating_point()
 
 
 class TaskVectors:
     """The task vectors τ_i = θ_i − θ_0 of N experts, for the merged parameters of a model.
 
-    Everything is checked on construction: the experts have the base's keys and shapes, every value
-    is finite, and what is merged is floating-point. Base and experts may have different
+    Names, shapes and types are checked on construction, from the files' headers alone; values are
+    read one parameter at a time, and checked then. Base and experts may have different
     floating-point types: all arithmetic is in float32.
 
+    Parameters of a state dict that share their memory (tied weights) count once: they are merged
+    under the first of their names, and the others get the same result.
+
     Args:
-        base: θ_0, a state dict or the path of a safetensors file.
+        base: θ_0, a state dict or the path of safetensors files.
         experts: θ_i by the expert's name, each a state dict or a path.
-        select: which parameters are merged; matrices, where None.
+        select: which parameters are merged; floating-point matrices, where None.
         device: where task vectors are handed out, for example "cpu" or "cuda:0".
         keep: hold the task vectors in memory once read, which takes N x (size of the merged
             parameters) x 4 bytes; otherwise they are read from their source each time.
+        executor: who works on the parameters; this process, where None.
 
     Raises:
-        InputError: where anything of the above does not hold.
+        InputError: where names, shapes or types do not fit.
     """
 
     def __init__(
@@ -48,6 +69,7 @@ class TaskVectors:
         *,
         device: str | torch.device = "cpu",
         keep: bool = True,
+        executor: Executor | None = None,
     ) -> None:
         if not experts:
             raise InputError("a merge needs at least one expert, but got none")
@@ -58,46 +80,80 @@ class TaskVectors:
         self.experts: tuple[str, ...] = tuple(self._experts)
         """Names of the experts, in the order given."""
         self.device = torch.device(device)
+        self.executor: Executor = executor or Here()
         self._keep = keep
         self._kept: dict[str, Tensor] = {}
         for expert in self._experts.values():
             _check_same_parameters(self._base, expert)
+        self.tied: dict[str, str] = self._tied()
+        """Parameters that are another one under a second name, and that one."""
         chosen = select or two_dimensional
-        self.names: tuple[str, ...] = tuple(n for n, t in items(self._base) if chosen(n, t))
-        """Names of the merged parameters, sorted."""
+        selected = [n for n in self._base.names() if chosen(n, _without_values(self._base, n))]
+        self.names: tuple[str, ...] = tuple(n for n in selected if n not in self.tied)
+        """Names of the merged parameters, sorted; tied ones once."""
+        self.not_merged: tuple[str, ...] = tuple(
+            n for n in self._base.names() if self.tied.get(n, n) not in self.names
+        )
+        """Names of the parameters that stay the base's."""
+        self._check_selected(selected)
+
+    def _tied(self) -> dict[str, str]:
+        if not isinstance(self._base, InMemory):
+            return {}
+        tied = self._base.tied()
+        for expert in self._experts.values():
+            for name, other in tied.items():
+                if not torch.equal(expert[name], expert[other]):
+                    raise InputError(
+                        f"{name} and {other} are tied in the base (they share memory), but differ "
+                        f"in {expert.label}; untie them in the base, or tie them in the expert"
+                    )
+        return tied
+
+    def _check_selected(self, selected: list[str]) -> None:
         if not self.names:
             raise InputError(
                 f"no parameter of {self._base.label} is selected for merging; "
-                f"it has {len(self._base.names())}, the first being {self._base.names()[0]}"
+                f"it has {len(self._base.names())}, the first being {self._base.names()[:1]}"
             )
-        self._check_values()
-
-    def _check_values(self) -> None:
-        for weights in (self._base, *self._experts.values()):
-            for name, tensor in items(weights):
-                if name in self.names and not tensor.is_floating_point():
-                    raise InputError(
-                        f"merged parameters must be floating-point, "
-                        f"but {name} of {weights.label} is {tensor.dtype}"
-                    )
-                if name in self.names and tensor.numel() == 0:
-                    raise InputError(
-                        f"merged parameters must not be empty, but {name} of {weights.label} "
-                        f"has shape {tuple(tensor.shape)}"
-                    )
-                if not is_finite(tensor):
-                    raise InputError(
-                        f"weights must be finite, but {name} of {weights.label} "
-                        f"holds NaN or infinite values"
-                    )
+        for name in selected:
+            if self.tied.get(name, name) not in self.names:
+                raise InputError(
+                    f"tied parameters must be selected together, but {name} is and "
+                    f"{self.tied[name]} is not"
+                )
+            if not self._base.dtype(name).is_floating_point:
+                raise InputError(
+                    f"merged parameters must be floating-point, "
+                    f"but {name} of {self._base.label} is {self._base.dtype(name)}"
+                )
+            if 0 in self._base.shape(name):
+                raise InputError(
+                    f"merged parameters must not be empty, but {name} of {self._base.label} "
+                    f"has shape {self._base.shape(name)}"
+                )
 
     def __len__(self) -> int:
         """N, the number of experts."""
         return len(self.experts)
 
+    @property
+    def base(self) -> Weights:
+        """θ_0."""
+        return self._base
+
+    @property
+    def sources(self) -> dict[str, Weights]:
+        """Base and experts by name; the base's is `base`, an expert's is `expert NAME`."""
+        return {"base": self._base} | {f"expert {n}": w for n, w in self._experts.items()}
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a merged parameter."""
         return self._base.shape(name)
+
+    def working_bytes(self, name: str) -> int:
+        """Memory in bytes that is enough to merge one parameter: N + 6 times its size."""
+        return _size(self._base.shape(name)) * _FLOAT32 * (len(self) + _WORKING_COPIES)
 
     @property
     def smallest_rank(self) -> int:
@@ -105,16 +161,22 @@ class TaskVectors:
         return min(min(self.shape(name)) for name in self.names)
 
     def __getitem__(self, name: str) -> Tensor:
-        """τ of one merged parameter: float32, (N, *shape), on this object's device."""
+        """τ of one merged parameter: float32, (N, *shape), on this object's device.
+
+        In memory the same row of all experts lies together, which is how rows are worked on.
+
+        Raises:
+            InputError: where base or an expert holds NaN or infinite values in it.
+        """
         if name in self._kept:
             return self._kept[name]
-        base = self._base[name].to(self.device, torch.float32)
-        tau = torch.stack(
-            [
-                expert[name].to(self.device, torch.float32) - base
-                for expert in self._experts.values()
-            ]
-        )
+        base = _checked(self._base, name).to(self.device, torch.float32)
+        rows, *rest = base.shape
+        stacked = torch.empty((rows, len(self), *rest), device=self.device)
+        for number, expert in enumerate(self._experts.values()):
+            value = _checked(expert, name).to(self.device, torch.float32)
+            torch.sub(value, base, out=stacked[:, number])
+        tau = stacked.transpose(0, 1)
         if self._keep:
             self._kept[name] = tau
         return tau
@@ -124,36 +186,139 @@ class TaskVectors:
         for name in self.names:
             yield name, self[name]
 
+    def total(self, function: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """The sum over the merged parameters of integers that `function` finds; see `map`."""
+        return sum((found for _, found in self.map(function)), start=torch.tensor(0))
+
+    def map(self, function: Callable[[str, Tensor], R]) -> Iterator[tuple[str, R]]:
+        """Name of every merged parameter, and what `function` makes of it, as they are done.
+
+        The executor calls it, in any order, several at a time or in other processes.
+
+        Args:
+            function: called with name and τ (N, *shape); picklable and pure.
+        """
+        names = self.largest_first()
+        sizes = [self.working_bytes(name) for name in names]
+        for index, result in self.executor.map(partial(_on_one, function), self, names, sizes):
+            yield names[index], result
+
+    def largest_first(self) -> list[str]:
+        """Names of the merged parameters, those that take longest first."""
+        return sorted(self.names, key=lambda name: (-_size(self.shape(name)), name))
+
+    def only(self, names: tuple[str, ...]) -> "Self":
+        """The same task vectors, with fewer parameters merged, by this process."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part.names = names
+        part.executor = Here(self.executor.memory) if isinstance(self.executor, Here) else Here()
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Task vectors are sent without what they read, and are worked on where they arrive."""
+        return self.__dict__ | {"_kept": {}, "executor": Here()}
+
     def magnitude_thresholds(self, keep_ratio: float) -> Tensor:
         """The magnitude from which an entry of each task vector is kept, (N,) float32.
 
         All merged parameters of the model are ranked together, separately for each expert. Of d
         entries, those are kept whose magnitude reaches the (d − ⌊keep_ratio·d⌋)-th smallest, as in
         FusionBench; entries that tie with it are all kept.
+
+        The selection is exact and needs no memory to speak of: magnitudes of float32 are ordered
+        like their bits, so a first pass counts the upper bits, and a second one the lower bits of
+        those entries whose upper bits are the wanted ones.
         """
-        magnitudes = torch.cat([tau.abs().flatten(1) for _, tau in self], dim=1)
-        count = magnitudes.shape[1]
-        rank = max(1, count - int(keep_ratio * count))
-        if magnitudes.is_cuda:  # kthvalue has no deterministic version there
-            return magnitudes.sort(dim=1).values[:, rank - 1]
-        thresholds: Tensor = magnitudes.kthvalue(rank, dim=1).values
-        return thresholds
+        count = sum(_size(self.shape(name)) for name in self.names)
+        rank = torch.full((len(self),), max(1, count - int(keep_ratio * count)))
+        upper, before = _bin_of(self.total(_count_upper_bits), rank)
+        lower, _ = _bin_of(self.total(partial(_count_lower_bits, upper)), rank - before)
+        bits = (upper << _LOW_BITS) | lower
+        return bits.to(torch.int32).view(torch.float32).to(self.device)
 
     def apply(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """θ = θ_0 + delta as a whole state dict, in the base's dtypes, on the CPU.
 
-        Parameters without an entry in `delta` are the base's, untouched. The sum is taken in
-        float32 (float64 for a float64 base).
+        Parameters without an entry in `delta` are the base's, untouched.
         """
-        merged: dict[str, Tensor] = {}
-        for name, tensor in items(self._base):
-            if name in delta:
-                wide = torch.promote_types(tensor.dtype, torch.float32)
-                total = tensor.to(wide) + delta[name].to("cpu", wide)
-                merged[name] = total.to(tensor.dtype)
-            else:
-                merged[name] = tensor.clone()
-        return merged
+        return {name: self.applied(name, delta) for name in self._base.names()}
+
+    def applied(self, name: str, delta: Mapping[str, Tensor]) -> Tensor:
+        """One parameter of θ = θ_0 + delta, in the base's dtype, on the CPU.
+
+        The sum is taken in float32 (float64 for a float64 base).
+
+        Raises:
+            InputError: where the parameter of the base holds NaN or infinite values.
+        """
+        tensor = _checked(self._base, name)
+        name = self.tied.get(name, name)
+        if name not in delta:
+            return tensor.clone() if isinstance(self._base, InMemory) else tensor
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        return tensor.to(wide).add(delta[name].to("cpu", wide)).to(tensor.dtype)
+
+
+def _on_one(function: Callable[[str, Tensor], R], vectors: TaskVectors, name: str) -> R:
+    return function(name, vectors[name])
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _without_values(weights: Weights, name: str) -> Tensor:
+    return torch.empty(weights.shape(name), dtype=weights.dtype(name), device="meta")
+
+
+def _checked(weights: Weights, name: str) -> Tensor:
+    tensor = weights[name]
+    if not is_finite(tensor):
+        raise InputError(
+            f"weights must be finite, but {name} of {weights.label} holds NaN or infinite values"
+        )
+    return tensor
+
+
+def _count_upper_bits(_name: str, tau: Tensor) -> Tensor:  # (N, 2^16 / 2)
+    return _counts(tau, lambda bits, _i: bits >> _LOW_BITS, 2 ** (31 - _LOW_BITS))
+
+
+def _count_lower_bits(upper: Tensor, _name: str, tau: Tensor) -> Tensor:  # (N, 2^16)
+    def of(bits: Tensor, i: int) -> Tensor:
+        lower: Tensor = bits[bits >> _LOW_BITS == upper[i]] & (2**_LOW_BITS - 1)
+        return lower
+
+    return _counts(tau, of, 2**_LOW_BITS)
+
+
+def _counts(tau: Tensor, bins: Callable[[Tensor, int], Tensor], length: int) -> Tensor:
+    """How many magnitudes of every task vector fall into each bin, (N, length) on the CPU."""
+    counts = torch.zeros(len(tau), length, dtype=torch.int64)
+
+    def count(i: int) -> None:
+        for rows in strips(tau[i : i + 1]):
+            bits = tau[i, rows].abs().contiguous().view(torch.int32).flatten()
+            counts[i] += bins(bits, i).bincount(minlength=length).cpu()
+
+    with lanes() as each:
+        each(count, range(len(tau)))
+    return counts
+
+
+def _bin_of(
+    counts: Tensor,  # (N, bins)
+    rank: Tensor,  # (N,), from 1
+) -> tuple[Tensor, Tensor]:  # (N,), (N,)
+    """The bin that holds the entry of this rank, and how many entries lie in bins before it."""
+    reached = counts.cumsum(dim=1)
+    found = torch.searchsorted(reached, rank.unsqueeze(1)).squeeze(1)
+    before = reached.gather(1, found.unsqueeze(1)) - counts.gather(1, found.unsqueeze(1))
+    return found, before.squeeze(1)
 
 
 def _check_same_parameters(base: Weights, expert: Weights) -> None:
@@ -170,4 +335,10 @@ def _check_same_parameters(base: Weights, expert: Weights) -> None:
             raise InputError(
                 f"experts must have the base's shapes, but {name} of {expert.label} is "
                 f"{expert.shape(name)} where the base has {base.shape(name)}"
+            )
+        kinds = (base.dtype(name), expert.dtype(name))
+        if kinds[0].is_floating_point != kinds[1].is_floating_point:
+            raise InputError(
+                f"experts must have the base's kinds of numbers, but {name} of {expert.label} is "
+                f"{kinds[1]} where the base has {kinds[0]}"
             )

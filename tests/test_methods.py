@@ -212,7 +212,7 @@ class Params(MethodParams):
     """None."""
 
 dropped = Method(name="{name}", title="T", source="S", params=Params,
-                 combine=lambda vectors, params: {{n: t[0] for n, t in vectors}})
+                 combine=lambda tau, params, prepared: tau[0])
 '''
 
 

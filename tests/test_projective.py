@@ -79,7 +79,7 @@ def test_gap_loss_by_hand() -> None:
     # task 1: 1·(1−1.25) + 2·(2−1) = 1.75; 0·… + 1·(1−0.75) = 0.25
     # task 2: 3·(3−1.25) + 0 = 5.25;      1·(1−0.25) + 1·(1−0.75) = 1.0
     loss = projective.gap_loss(tau, coefficients, torch.zeros(2, 2))
-    assert loss.item() == pytest.approx(1.75**2 + 0.25**2 + 5.25**2 + 1.0**2)
+    assert loss == pytest.approx(1.75**2 + 0.25**2 + 5.25**2 + 1.0**2)
 
 
 def test_the_loss_sums_rows_before_squaring() -> None:
@@ -88,8 +88,8 @@ def test_the_loss_sums_rows_before_squaring() -> None:
     coefficients = torch.tensor([3.0])
     zero = torch.zeros(2, 2)
     # One inner product over the whole matrix would give (2·(1−3))² = 16 for both.
-    assert projective.gap_loss(tau, coefficients, zero).item() == pytest.approx(8.0)
-    assert projective.gap_loss(swapped, coefficients, zero).item() == pytest.approx(8.0)
+    assert projective.gap_loss(tau, coefficients, zero) == pytest.approx(8.0)
+    assert projective.gap_loss(swapped, coefficients, zero) == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1)])

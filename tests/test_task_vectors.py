@@ -90,8 +90,13 @@ class TestRefusals:
     def test_integer_parameter(self, model: Make) -> None:
         base, experts = model()
         base["wide"] = base["wide"].long()
-        with pytest.raises(InputError, match="wide of the base is torch.int64"):
+        with pytest.raises(InputError, match="wide of expert expert0 is torch.float32 where"):
             merge("ties", base, experts)
+        for state in experts.values():
+            state["wide"] = state["wide"].long()
+        assert "wide" in merge("ties", base, experts).summary.not_merged
+        with pytest.raises(InputError, match="wide of the base is torch.int64"):
+            merge("ties", base, experts, select=lambda n, _t: n == "wide")
 
     def test_nothing_selected(self, model: Make) -> None:
         with pytest.raises(InputError, match="no parameter of the base is selected"):

@@ -14,7 +14,7 @@ from apgd.data import Examples, Split
 from apgd.data.corruptions import CORRUPTIONS, corrupt
 from apgd.data.reader import SplitReader
 from apgd.evaluate import correctness
-from apgd.methods import methods
+from apgd.methods import Value, methods
 from apgd.suites import suites
 from apgd.task_vectors import TaskVectors
 from tune.records import Kind, Record, RecordStore, Variant, record_key
@@ -76,7 +76,7 @@ class ScoreJob:
     """A merge method, `pretrained` or `experts`."""
     variant: Variant
     seed: int
-    params: tuple[tuple[str, float | int | None], ...] = ()
+    params: tuple[tuple[str, Value], ...] = ()
     number: int = 0
     """The trial's number in its search."""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from apgd.errors import InputError
 from apgd.files import atomic_path, content_key, write_json
+from apgd.methods import Value
 
 
 class Kind(StrEnum):
@@ -51,7 +52,7 @@ class Record:
     variant: Variant
     seed: int
     """Seed of the fine-tuning and of the search."""
-    params: Mapping[str, float | int | None]
+    params: Mapping[str, Value]
     """The method's parameters, all of them."""
     inputs: Mapping[str, str]
     """What else determines the result: name -> hash."""
@@ -73,7 +74,7 @@ def record_key(
     kind: Kind,
     method: str,
     seed: int,
-    params: Mapping[str, float | int | None],
+    params: Mapping[str, Value],
     inputs: Mapping[str, str],
     variant: Variant = Variant.TUNED,
 ) -> str:

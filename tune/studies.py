@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from apgd.methods import Method, MethodParams, Parameter, methods
+from apgd.methods import Method, MethodParams, Parameter, Value, methods
 from tune.evaluators import Purpose, ScoreJob, mean_accuracy
 from tune.records import Record, Variant
 
@@ -37,7 +37,7 @@ def searched(method: Method) -> tuple[Parameter, ...]:
     return tuple(p for p in method.params.declared() if p.search is not None)
 
 
-def trial_job(study: Study, params: Mapping[str, float | int | None], number: int) -> ScoreJob:
+def trial_job(study: Study, params: Mapping[str, Value], number: int) -> ScoreJob:
     """The job of one trial: the study's published settings with `params` in place of them."""
     whole = methods[study.method].parse({**study.published.as_dict(), **params})
     return ScoreJob(

@@ -1,15 +1,36 @@
 """Merge methods: one file each, found by being there.
 
-A method is a frozen dataclass of parameters and a pure function of task vectors and parameters; see
-`Method`. A module in this package that defines one at top level is on the command line, in the
-search and under the contract tests.
+A method is a frozen dataclass of parameters and a pure function of one matrix's task vectors and
+parameters; see `Method`. A module in this package that defines one at top level is on the command
+line, in the search and under the contract tests.
 """
 
 import sys
 
-from apgd.methods._method import Limit, Method, MethodParams, Parameter, parameter
+from apgd.methods._method import (
+    Combined,
+    Limit,
+    MergedLayer,
+    Method,
+    MethodParams,
+    Parameter,
+    Value,
+    choice_parameter,
+    parameter,
+)
 from apgd.registry import Registry
 
 methods: Registry[Method] = Registry(sys.modules[__name__], Method, "method")
 
-__all__ = ["Limit", "Method", "MethodParams", "Parameter", "methods", "parameter"]
+__all__ = [
+    "Combined",
+    "Limit",
+    "MergedLayer",
+    "Method",
+    "MethodParams",
+    "Parameter",
+    "Value",
+    "choice_parameter",
+    "methods",
+    "parameter",
+]

@@ -2,15 +2,25 @@
 
 import dataclasses
 import math
+import time
 import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeAlias
+
+import torch
+from torch import Tensor
 
 from apgd.errors import InputError
+from apgd.projective import task_norms
+from apgd.summary import Detail, LayerSummary
 from apgd.task_vectors import Delta, TaskVectors
+
+Value: TypeAlias = float | int | str | None
+"""Value of a parameter; None where it follows from the model."""
 
 
 class Limit(Enum):
@@ -25,8 +35,8 @@ class Parameter:
     """One parameter of a method: its meaning, its range, and where a search looks."""
 
     name: str
-    kind: type[int] | type[float]
-    default: float | int | None
+    kind: type[int] | type[float] | type[str]
+    default: Value
     """The published value; None where it follows from the model, as `meaning` says."""
     meaning: str
     low: float
@@ -37,16 +47,24 @@ class Parameter:
     """The search's range, None for a parameter that is not searched."""
     log: bool
     """Whether the search's range is logarithmic."""
+    choices: tuple[str, ...] = ()
+    """The values of a parameter that is a choice and not a number."""
 
     @property
     def range_text(self) -> str:
-        """The range as people write it, for example `(0, 1]`."""
+        """The range as people write it, for example `(0, 1]` or `adam, exact`."""
+        if self.choices:
+            return ", ".join(self.choices)
         high = "r]" if isinstance(self.high, Limit) else _bound(self.high)
         return f"{'(' if self.open_low else '['}{self.low:g}, {high}"
 
     def check(self, value: object) -> None:
         """Raise InputError unless `value` has the right type and lies in the range."""
         if value is None and self.default is None:
+            return
+        if self.choices:
+            if value not in self.choices:
+                raise InputError(f"{self.name} must be one of {self.range_text}, but got {value!r}")
             return
         wanted = "an integer" if self.kind is int else "a number"
         numeric = isinstance(value, int if self.kind is int else (int, float))
@@ -95,6 +113,20 @@ def parameter(
     return dataclasses.field(default=default, metadata=declaration)
 
 
+def choice_parameter(default: str, choices: tuple[str, ...], meaning: str) -> Any:
+    """Declare a field whose values are names; a search leaves it alone."""
+    declaration = {
+        "meaning": meaning,
+        "low": 0,
+        "high": 0,
+        "open_low": False,
+        "search": None,
+        "log": False,
+        "choices": choices,
+    }
+    return dataclasses.field(default=default, metadata=declaration)
+
+
 def keep_ratio_parameter(default: float) -> Any:
     """Declare the keep ratio of a method that trims task vectors by magnitude."""
     return parameter(
@@ -125,15 +157,15 @@ class MethodParams:
         hints = typing.get_type_hints(cls)
         return tuple(
             Parameter(
-                name=field.name,
-                kind=_number_type(hints[field.name]),
-                default=typing.cast(float | int | None, field.default),
-                **field.metadata,
+                name=declaration.name,
+                kind=_type(hints[declaration.name]),
+                default=typing.cast(Value, declaration.default),
+                **declaration.metadata,
             )
-            for field in dataclasses.fields(cls)
+            for declaration in dataclasses.fields(cls)
         )
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> dict[str, Value]:
         """Names and values."""
         return dataclasses.asdict(self)
 
@@ -161,9 +193,32 @@ class MethodParams:
                 )
 
 
-def _number_type(hint: Any) -> type[int] | type[float]:
+def _type(hint: Any) -> type[int] | type[float] | type[str]:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return int if int in options else float
+    return int if int in options else str if str in options else float
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What a method makes of one matrix, with what it has to tell about it."""
+
+    delta: Tensor
+    """θ − θ_0, (m, n) float32."""
+    details: Mapping[str, Detail] = field(default_factory=dict)
+    """Figures for the summary, for example the coefficients."""
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One merged matrix."""
+
+    delta: Tensor
+    """θ − θ_0, (m, n) float32, on the CPU."""
+    summary: LayerSummary
+
+
+def _nothing(_vectors: TaskVectors, _params: Any) -> None:
+    """What most methods know about the whole model before they merge its matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +233,14 @@ class Method:
     """Paper and section."""
     params: type[MethodParams]
     """Its parameters."""
-    combine: Callable[[TaskVectors, Any], Delta]
-    """Pure function: task vectors and parameters to θ − θ_0."""
+    combine: Callable[[Tensor, Any, Any], Tensor | Combined]
+    """Pure function of one matrix: task vectors (N, m, n), parameters, and what `prepare` found, to
+    θ − θ_0 (m, n). It is called for several matrices at a time, also in other processes, and holds
+    no more than six further matrices."""
+    prepare: Callable[[TaskVectors, Any], Any] = _nothing
+    """What matrices need to know about the whole model, such as thresholds; small and picklable."""
 
-    def parse(self, values: Mapping[str, float | int | None]) -> MethodParams:
+    def parse(self, values: Mapping[str, Value]) -> MethodParams:
         """Parameters from names and values; those left out have their published value.
 
         Raises:
@@ -196,12 +255,11 @@ class Method:
                 )
         return self.params(**values)
 
-    def merge(self, vectors: TaskVectors, params: MethodParams) -> Delta:
-        """θ − θ_0 for the merged parameters.
+    def check(self, vectors: TaskVectors, params: MethodParams) -> None:
+        """Raise InputError where these parameters and these task vectors do not go together.
 
-        Raises:
-            InputError: where a parameter exceeds what the model allows, or a merged parameter is
-                not a matrix.
+        That is where a parameter exceeds what the model allows, or a merged parameter is not a
+        matrix.
         """
         for name in vectors.names:
             if len(vectors.shape(name)) != 2:
@@ -210,4 +268,38 @@ class Method:
                     f"{vectors.shape(name)}; select only two-dimensional ones"
                 )
         params.check_rank(vectors.smallest_rank)
-        return self.combine(vectors, params)
+
+    def layers(
+        self, vectors: TaskVectors, params: MethodParams, prepared: Any
+    ) -> Iterator[tuple[str, MergedLayer]]:
+        """Every merged matrix, as it is done; `prepared` is what `prepare` found."""
+        return vectors.map(partial(_merge_layer, self, params, prepared))
+
+    def merge(self, vectors: TaskVectors, params: MethodParams) -> Delta:
+        """θ − θ_0 for the merged parameters.
+
+        Raises:
+            InputError: as `check` does.
+        """
+        self.check(vectors, params)
+        layers = self.layers(vectors, params, self.prepare(vectors, params))
+        return {name: layer.delta for name, layer in sorted(layers, key=lambda item: item[0])}
+
+
+def _merge_layer(
+    method: Method, params: MethodParams, prepared: Any, name: str, tau: Tensor
+) -> MergedLayer:
+    started = time.perf_counter()
+    combined = method.combine(tau, params, prepared)
+    if isinstance(combined, Tensor):
+        combined = Combined(combined)
+    delta = combined.delta.to("cpu", torch.float32)
+    summary = LayerSummary(
+        name=name,
+        shape=(tau.shape[1], tau.shape[2]),
+        task_norms=tuple(task_norms(tau).tolist()),
+        delta_norm=float(torch.linalg.vector_norm(delta, dtype=torch.float64)),
+        seconds=time.perf_counter() - started,
+        details=dict(combined.details),
+    )
+    return MergedLayer(delta, summary)

@@ -4,9 +4,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
-from apgd import projective
-from apgd.methods._method import Limit, Method, MethodParams, keep_ratio_parameter, parameter
-from apgd.task_vectors import Delta, TaskVectors
+import torch
+from torch import Tensor
+
+from apgd import fused, projective
+from apgd.methods._method import (
+    Combined,
+    Limit,
+    Method,
+    MethodParams,
+    choice_parameter,
+    keep_ratio_parameter,
+    parameter,
+)
+from apgd.task_vectors import TaskVectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +48,11 @@ class DogeTaParams(MethodParams):
     )
     keep_ratio: float = keep_ratio_parameter(0.3)
     iterations: int = parameter(
-        400, "Adam steps on the modification vector Δ", low=1, search=(10, 400), log=True
+        400,
+        "Adam steps on the modification vector Δ; the most passes of the exact solver",
+        low=1,
+        search=(10, 400),
+        log=True,
     )
     learning_rate: float = parameter(
         1e-4,
@@ -46,6 +61,18 @@ class DogeTaParams(MethodParams):
         open_low=True,
         search=(1e-6, 1e-3),
         log=True,
+    )
+    solver: str = choice_parameter(
+        "adam",
+        ("adam", "exact"),
+        "how Δ is found: the paper's Adam steps, or the exact minimiser off the shared subspace",
+    )
+    tolerance: float = parameter(
+        1e-4,
+        "where the exact solver stops: gradient left, relative to that of Δ = 0",
+        low=0,
+        high=1,
+        open_low=True,
     )
 
     def resolved(self, rank: int, experts: int) -> Self:
@@ -60,21 +87,41 @@ def default_basis_size(rank: int, experts: int) -> int:
     return rank // experts
 
 
-def _combine(vectors: TaskVectors, params: DogeTaParams) -> Delta:
-    """The steps in the order of the paper's Algorithm 1, one matrix at a time."""
-    thresholds = vectors.magnitude_thresholds(params.keep_ratio)
-    merged: Delta = {}
-    for name, tau in vectors:
-        given = params.basis_size
-        k = given if given is not None else default_basis_size(min(tau.shape[1:]), len(vectors))
-        k_shared = k if params.shared_basis_size is None else params.shared_basis_size
-        coefficients = projective.task_aware_coefficients(tau, params.eta)
-        subspace = projective.shared_subspace(tau, k, k_shared)
-        modification = projective.modification_vector(
+def _prepare(vectors: TaskVectors, params: DogeTaParams) -> Tensor:  # (N,)
+    return vectors.magnitude_thresholds(params.keep_ratio)
+
+
+def _combine(
+    tau: Tensor,  # (N, m, n)
+    params: DogeTaParams,
+    thresholds: Tensor,  # (N,)
+) -> Combined:
+    """The paper's Algorithm 1 for one matrix."""
+    rank = min(tau.shape[1:])
+    k = default_basis_size(rank, len(tau)) if params.basis_size is None else params.basis_size
+    k_shared = k if params.shared_basis_size is None else params.shared_basis_size
+    coefficients = projective.task_aware_coefficients(tau, params.eta)
+    subspace = projective.shared_subspace(tau, k, k_shared)
+    engine = fused if tau.device.type == "cpu" else projective
+    if params.solver == "exact":
+        modification = engine.exact_modification_vector(
+            tau, coefficients, subspace, params.tolerance, params.iterations
+        )
+    else:
+        modification = engine.modification_vector(
             tau, coefficients, subspace, params.iterations, params.learning_rate
         )
-        merged[name] = projective.masked_sum(tau, coefficients, modification, thresholds)
-    return merged
+    thresholds = thresholds.to(tau.device)
+    return Combined(
+        projective.masked_sum(tau, coefficients, modification, thresholds),
+        {
+            "coefficients": coefficients.tolist(),
+            "subspace_size": subspace.shape[1],
+            "loss_before": projective.gap_loss(tau, coefficients, torch.zeros_like(modification)),
+            "loss_after": projective.gap_loss(tau, coefficients, modification),
+            "kept": projective.kept_shares(tau, thresholds).tolist(),
+        },
+    )
 
 
 doge_ta = Method(
@@ -83,4 +130,5 @@ doge_ta = Method(
     source="Wei et al., ICML 2025 (arXiv 2501.01230), algorithm 1",
     params=DogeTaParams,
     combine=_combine,
+    prepare=_prepare,
 )

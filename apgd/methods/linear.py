@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from apgd.methods._method import Method, MethodParams, parameter
-from apgd.task_vectors import Delta, TaskVectors
+from apgd.strips import by_strips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +26,12 @@ class TaskArithmeticParams(MethodParams):
     )
 
 
-def scaled_sum(vectors: TaskVectors, coefficient: float) -> Delta:
-    """λ Σ_i τ_i."""
-    return {name: coefficient * tau.sum(dim=0) for name, tau in vectors}
+def _average(tau: Tensor, _params: AveragingParams, _prepared: None) -> Tensor:
+    return by_strips(tau, lambda part, _rows: part.sum(dim=0) / len(tau))
 
 
-def _average(vectors: TaskVectors, _params: AveragingParams) -> Delta:
-    return scaled_sum(vectors, 1 / len(vectors))
-
-
-def _task_arithmetic(vectors: TaskVectors, params: TaskArithmeticParams) -> Delta:
-    return scaled_sum(vectors, params.coefficient)
+def _task_arithmetic(tau: Tensor, params: TaskArithmeticParams, _prepared: None) -> Tensor:
+    return by_strips(tau, lambda part, _rows: params.coefficient * part.sum(dim=0))
 
 
 weight_averaging = Method(

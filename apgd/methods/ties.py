@@ -1,12 +1,21 @@
 """Ties-Merging: trim, elect signs, merge what agrees."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from apgd.methods._method import Method, MethodParams, keep_ratio_parameter, parameter
-from apgd.task_vectors import Delta, TaskVectors
+from apgd.methods._method import (
+    Combined,
+    Method,
+    MethodParams,
+    keep_ratio_parameter,
+    parameter,
+)
+from apgd.projective import kept, kept_shares
+from apgd.strips import by_strips, sums_by_strips
+from apgd.task_vectors import TaskVectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +28,19 @@ class TiesParams(MethodParams):
     keep_ratio: float = keep_ratio_parameter(0.2)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    thresholds: Tensor
+    """The magnitude from which entries of each task vector are kept, (N,)."""
+    majority: Tensor
+    """The sign that most entries of the whole model elect, ()."""
+
+
 def _trimmed(
     tau: Tensor,  # (N, m, n)
     thresholds: Tensor,  # (N,)
 ) -> Tensor:  # (N, m, n)
-    return tau * (tau.abs() >= thresholds.view(-1, 1, 1))
+    return tau * kept(tau, thresholds)
 
 
 def disjoint_merge(
@@ -38,14 +55,29 @@ def disjoint_merge(
     return agreeing.sum(dim=0) / counts
 
 
-def _sum(vectors: TaskVectors, params: TiesParams) -> Delta:
+def _prepare(vectors: TaskVectors, params: TiesParams) -> _Prepared:
     thresholds = vectors.magnitude_thresholds(params.keep_ratio)
-    balance = sum(_trimmed(tau, thresholds).sum(dim=0).sign().sum() for _, tau in vectors)
-    majority = torch.as_tensor(balance, device=vectors.device).sign()
-    return {
-        name: params.coefficient * disjoint_merge(_trimmed(tau, thresholds), majority)
-        for name, tau in vectors
-    }
+    balance = vectors.total(partial(_balance, thresholds))
+    return _Prepared(thresholds, balance.sign())
+
+
+def _balance(thresholds: Tensor, _name: str, tau: Tensor) -> Tensor:  # ()
+    """By how many entries those that elect + outnumber those that elect −."""
+    found = sums_by_strips(
+        tau, lambda part, _rows: _trimmed(part, thresholds).sum(dim=0).sign().sum()
+    )
+    return found.to("cpu", torch.int64)
+
+
+def _combine(tau: Tensor, params: TiesParams, prepared: _Prepared) -> Combined:
+    thresholds = prepared.thresholds.to(tau.device)
+    majority = prepared.majority.to(tau)
+
+    def of(part: Tensor, _rows: slice) -> Tensor:
+        return params.coefficient * disjoint_merge(_trimmed(part, thresholds), majority)
+
+    shares = kept_shares(tau, thresholds)
+    return Combined(by_strips(tau, of), {"kept": shares.tolist()})
 
 
 ties = Method(
@@ -53,5 +85,6 @@ ties = Method(
     title="Ties-Merging",
     source="Yadav et al., NeurIPS 2023 (arXiv 2306.01708), section 4",
     params=TiesParams,
-    combine=_sum,
+    combine=_combine,
+    prepare=_prepare,
 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from apgd.methods import Value
 from tune.records import Record, Variant
 from tune.report.axis import Axis
 from tune.report.canvas import SMALL, TEXT, new_figure, style_axes, to_png, to_svg
@@ -59,7 +60,7 @@ def _panel(
     axes: Axes,
     axis: Axis,
     trials: Sequence[Record],
-    published: float | int | None,
+    published: Value,
     palette: Palette,
 ) -> None:
     style_axes(axes, palette)
@@ -70,7 +71,7 @@ def _panel(
     colours = (palette.accent, palette.second, palette.third, palette.quiet, palette.ink)
     best = best_trials(trials)
     seeds = _seeds(trials)
-    if published is not None:
+    if isinstance(published, int | float):
         axes.axvline(published, color=palette.muted, linewidth=1.2, dashes=(4, 3), zorder=1)
     for place, seed in enumerate(seeds):
         colour, mark = colours[place % len(colours)], list(_MARKS)[place % len(_MARKS)]
@@ -122,12 +123,12 @@ def _values(trials: Sequence[Record], axis: Axis) -> list[tuple[float, float]]:
     pairs = []
     for trial in trials:
         value = trial.params.get(axis.name)
-        if value is not None and (value > 0 or not axis.log):
+        if isinstance(value, int | float) and (value > 0 or not axis.log):
             pairs.append((float(value), 100 * objective(trial)))
     return pairs
 
 
-def _published(run: Run, method: str) -> dict[str, float | int | None]:
+def _published(run: Run, method: str) -> dict[str, Value]:
     by_seed = run.evaluations.get(RowKey(method, Variant.PUBLISHED), {})
     return next((dict(record.params) for record in by_seed.values()), {})
 

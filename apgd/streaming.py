@@ -1,0 +1,274 @@
+"""Merge models of any size: experts are read layer by layer, the result is written shard by shard.
+
+A shard that is on disk is done; a merge that was interrupted goes on with the next one. Nothing
+else is kept between the two, and no more than one shard and the layers in work is ever in memory.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apgd.checkpoints import (
+    INDEX,
+    InFiles,
+    is_shard,
+    read_metadata,
+    save_weights,
+    write_index,
+)
+from apgd.errors import InputError
+from apgd.execution import Executor, Here
+from apgd.files import atomic_path, check_writable, content_key, is_leftover, write_json
+from apgd.merging import summarise
+from apgd.methods import Method, MethodParams, Value, methods
+from apgd.source import source_hash
+from apgd.summary import LayerSummary, MergeSummary, layer_from_dict
+from apgd.task_vectors import Select, TaskVectors
+
+SHARD_BYTES = 2**28
+SUMMARY = "merge_summary.json"
+_JOB = "merge.json"
+_COPIED = (".json", ".txt", ".model", ".jinja")
+_NOT_COPIED = {INDEX, SUMMARY, _JOB}
+
+Progress = Callable[[int, int], None]
+"""Called with the parameters written so far and their total, counted in entries."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the merged model."""
+
+    file: str
+    names: tuple[str, ...]
+
+
+def merge_files(
+    method: str,
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    out: Path,
+    *,
+    select: Select | None = None,
+    device: str | torch.device = "cpu",
+    executor: Executor | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **params: Value,
+) -> MergeSummary:
+    """Merge experts on disk into a folder of shards, in bounded memory.
+
+    Peak memory is that of the largest merged matrix times N + 6, in float32, and at most 1.5 GB,
+    whatever the model's size. Called again after an interruption, it goes on with the shards that
+    are missing; the result is the same, bit for bit.
+
+    Args:
+        method: name of a merge method.
+        base: the pretrained weights, the path of a safetensors file or of a folder of shards.
+        experts: the fine-tuned weights by the expert's name, likewise.
+        out: the folder to write: shards, their index, `merge_summary.json`, and the base's
+            configuration and tokenizer files where the base is a folder.
+        select: as in `apgd.merge`.
+        device: where the merge is computed.
+        executor: who computes it; every machine must then see base, experts and `out`.
+        shard_bytes: size in bytes of a shard; a larger tensor has one of its own.
+        overwrite: replace another merge in `out`, instead of refusing to.
+        progress: called after each shard.
+        **params: the method's parameters by name.
+
+    Returns:
+        What was done to every layer.
+
+    Raises:
+        InputError: as `apgd.merge` does, and where `out` holds something else.
+    """
+    chosen = methods[method]
+    settings = chosen.parse(params)
+    vectors = TaskVectors(base, experts, select, device=device, keep=False, executor=executor)
+    chosen.check(vectors, settings)
+    return stream(chosen, settings, vectors, out, shard_bytes, overwrite, progress)
+
+
+def stream(
+    method: Method,
+    params: MethodParams,
+    vectors: TaskVectors,
+    out: Path,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MergeSummary:
+    """`merge_files` with everything opened and checked."""
+    started = time.perf_counter()
+    shards = plan_shards(vectors, shard_bytes)
+    job = job_of(method, params, vectors, shards)
+    open_folder(out, job, overwrite)
+    sizes = {name: _entries(vectors, name) for name in vectors.base.names()}
+    done = {shard.file: found for shard in shards if (found := _finished(out, shard, job))}
+    report = progress or (lambda _done, _total: None)
+    written = sum(sizes[name] for shard in shards if shard.file in done for name in shard.names)
+    report(written, sum(sizes.values()))
+    missing = [shard for shard in shards if shard.file not in done]
+    if missing:
+        prepared = method.prepare(vectors, params)
+        write = partial(_write_shard, method, params, prepared, job["key"], out)
+        missing.sort(key=lambda shard: -sum(sizes[n] for n in shard.names if n in vectors.names))
+        for shard, layers in _write_all(write, vectors, missing):
+            done[shard.file] = layers
+            written += sum(sizes[name] for name in shard.names)
+            report(written, sum(sizes.values()))
+    _copy_companions(vectors, out)
+    summary = summarise(
+        method, params, vectors, (layer for found in done.values() for layer in found), started
+    )
+    write_json(out / SUMMARY, summary.as_dict())
+    total = sum(_bytes(vectors, name) for name in vectors.base.names())
+    write_index(out, {name: shard.file for shard in shards for name in shard.names}, total)
+    return summary
+
+
+def plan_shards(vectors: TaskVectors, shard_bytes: int) -> list[Shard]:
+    """Which file holds which parameters: in the order of their names, the same for the same model.
+
+    Raises:
+        InputError: where the size is not positive.
+    """
+    if shard_bytes <= 0:
+        raise InputError(f"a shard must have a size in bytes above 0, but got {shard_bytes}")
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name in vectors.base.names():
+        size += _bytes(vectors, name)
+        if size > shard_bytes and groups[-1]:
+            groups.append([])
+            size = _bytes(vectors, name)
+        groups[-1].append(name)
+    return [
+        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(names))
+        for number, names in enumerate(groups, start=1)
+    ]
+
+
+def job_of(
+    method: Method, params: MethodParams, vectors: TaskVectors, shards: list[Shard]
+) -> dict[str, Any]:
+    """What defines the content of an output folder; its `key` goes into every shard."""
+    job = {
+        "method": method.name,
+        "params": params.as_dict(),
+        "inputs": {name: source.identity() for name, source in vectors.sources.items()},
+        "merged": list(vectors.names),
+        "shards": [asdict(shard) for shard in shards],
+        "code": source_hash("apgd"),
+    }
+    job = json.loads(json.dumps(job))  # tuples become lists, as they are when read again
+    return {**job, "key": content_key(job)}
+
+
+def open_folder(out: Path, job: dict[str, Any], overwrite: bool) -> None:
+    """Make the output folder, or find the begun merge in it.
+
+    Raises:
+        InputError: where the folder holds anything else, or cannot be written to.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"the output must be a folder, but {out} is a file")
+    check_writable(out, "the output folder")
+    found = out / _JOB
+    if found.exists() and not overwrite:
+        known = json.loads(found.read_text(encoding="utf-8"))
+        if known["key"] != job["key"]:
+            differing = sorted(key for key in job if key != "key" and known.get(key) != job[key])
+            raise InputError(
+                f"{out} holds another merge (its {' and '.join(differing)} differ); "
+                f"choose another folder, or replace it with --overwrite"
+            )
+    elif not found.exists() and not overwrite and any(out.iterdir()):
+        raise InputError(
+            f"{out} holds files that are not of a merge, the first being "
+            f"{min(path.name for path in out.iterdir())}; choose another folder, "
+            f"or replace its weights with --overwrite"
+        )
+    for path in out.iterdir():
+        if is_leftover(path) or (overwrite and (is_shard(path) or path.name in _NOT_COPIED)):
+            path.unlink()
+    write_json(found, job)
+
+
+def _write_all(
+    write: Callable[[TaskVectors, Shard], list[dict[str, Any]]],
+    vectors: TaskVectors,
+    shards: list[Shard],
+) -> Iterator[tuple[Shard, list[LayerSummary]]]:
+    results: Iterator[tuple[int, list[dict[str, Any]]]]
+    if isinstance(vectors.executor, Here):  # which works on a shard's layers side by side
+        results = ((i, write(vectors, shard)) for i, shard in enumerate(shards))
+    else:
+        needs = [max(map(vectors.working_bytes, shard.names)) for shard in shards]
+        results = vectors.executor.map(write, vectors, shards, needs)
+    for index, layers in results:
+        yield shards[index], [layer_from_dict(layer) for layer in layers]
+
+
+def _write_shard(
+    method: Method,
+    params: MethodParams,
+    prepared: Any,
+    key: str,
+    out: Path,
+    vectors: TaskVectors,
+    shard: Shard,
+) -> list[dict[str, Any]]:
+    """Merge a shard's parameters and write it; the summaries of its layers as JSON values."""
+    merged = tuple(name for name in shard.names if name in vectors.names)
+    tensors: dict[str, Tensor] = {}
+    layers = []
+    for name, layer in method.layers(vectors.only(merged), params, prepared):
+        layers.append(asdict(layer.summary))
+        tensors[name] = vectors.applied(name, {name: layer.delta})
+    for name in shard.names:
+        if name not in tensors:
+            tensors[name] = vectors.applied(name, {})
+    layers.sort(key=lambda layer: layer["name"])
+    save_weights(out / shard.file, dict(sorted(tensors.items())), {"key": key, "layers": layers})
+    return layers
+
+
+def _finished(out: Path, shard: Shard, job: dict[str, Any]) -> list[LayerSummary] | None:
+    """The layers of a shard that is on disk, None where it is not, or is of another merge."""
+    path = out / shard.file
+    if not path.exists():
+        return None
+    found: Any = read_metadata(path)
+    if found.get("key") != job["key"]:
+        return None
+    return [layer_from_dict(layer) for layer in found["layers"]]
+
+
+def _copy_companions(vectors: TaskVectors, out: Path) -> None:
+    """Copy the base's configuration and tokenizer, never code, beside the merged weights."""
+    base = vectors.base
+    if not isinstance(base, InFiles) or base.folder is None:
+        return
+    for path in sorted(base.folder.iterdir()):
+        if path.is_file() and path.suffix in _COPIED and path.name not in _NOT_COPIED:
+            with atomic_path(out / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def _entries(vectors: TaskVectors, name: str) -> int:
+    return math.prod(vectors.base.shape(name))
+
+
+def _bytes(vectors: TaskVectors, name: str) -> int:
+    return _entries(vectors, name) * vectors.base.dtype(name).itemsize
