@@ -1,33 +1,60 @@
 """The command `apgd`: merge files of weights, list methods and suites."""
 
 import argparse
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from apgd.checkpoints import save_weights
 from apgd.errors import InputError
-from apgd.files import check_writable
-from apgd.merging import merge
+from apgd.estimate import check_disk, check_memory, expected_seconds, needs
+from apgd.execution import Executor, Here
+from apgd.files import check_writable, write_json
+from apgd.merging import Progress, merge_vectors
 from apgd.methods import Method, Parameter, methods
+from apgd.streaming import SHARD_BYTES, stream
 from apgd.suites import suites
+from apgd.summary import MergeSummary
+from apgd.task_vectors import TaskVectors
 
 _INPUT_ERROR = 2
+_INTERRUPTED = 130
 _METAVARS = {int: "K", float: "X", str: "NAME"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for bad input."""
+@contextmanager
+def _here(options: argparse.Namespace) -> Iterator[Executor]:
+    yield Here(options.memory)
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    executor: Callable[[argparse.Namespace], AbstractContextManager[Executor]] = _here,
+) -> int:
+    """Run the command line; returns the exit status, 2 for bad input.
+
+    Args:
+        arguments: those of the process, where None.
+        executor: makes what works on the matrices of a merge, from the options.
+    """
     chosen = sys.argv[1:] if arguments is None else list(arguments)
     options, unknown = _parser(chosen).parse_known_args(chosen)
+    options.executor = executor
     try:
         options.check_unknown(unknown, options)
         options.run(options)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        return _INTERRUPTED
     except Exception as error:
         bad_input = isinstance(error, InputError)
         label = "error" if bad_input else f"error ({type(error).__name__})"
@@ -85,16 +112,41 @@ def _add_merge(
         allow_abbrev=False,
     )
     command.add_argument("--method", required=True, help=f"one of: {', '.join(methods)}")
-    command.add_argument("--base", required=True, type=Path, help="the base, a safetensors file")
+    command.add_argument(
+        "--base", required=True, type=Path, help="the base: a safetensors file, or a folder of them"
+    )
     command.add_argument(
         "--expert",
         required=True,
         action="append",
         metavar="NAME=PATH",
-        help="an expert's name and safetensors file; give one for each expert",
+        help="an expert's name, and its file or folder; give one for each expert",
     )
-    command.add_argument("--out", required=True, type=Path, help="the file to write")
-    command.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    command.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="what to write: one file where it ends in .safetensors, made in memory; otherwise a "
+        "folder of shards, written as the merge goes, which can be interrupted and resumed",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    command.add_argument(
+        "--shard-size",
+        type=_bytes,
+        default=SHARD_BYTES,
+        metavar="SIZE",
+        help="size of the shards in a folder, for example 1GB (default: 256MiB)",
+    )
+    command.add_argument(
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="working memory for matrices side by side (default: what the largest needs, "
+        "and 256MiB)",
+    )
+    command.add_argument("--plan", action="store_true", help="say what is needed, and stop")
+    command.add_argument("--summary", type=Path, metavar="FILE", help="write a JSON summary")
+    command.add_argument("--details", action="store_true", help="print a table of all matrices")
     command.add_argument("--suite", help="merge what this suite merges, instead of every matrix")
     command.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -136,34 +188,127 @@ def _merge(options: argparse.Namespace) -> None:
         for declared in method.params.declared()
         if hasattr(options, declared.name)
     }
-    method.parse(params)
+    settings = method.parse(params)
     experts = dict(_named_path(text) for text in options.expert)
     if len(experts) < len(options.expert):
         raise InputError(f"experts must have different names, but got {', '.join(options.expert)}")
-    _check_out(options.out, options.overwrite, [options.base, *experts.values()])
+    in_memory = options.out.suffix == ".safetensors"
+    _check_out(options.out, options.overwrite, [options.base, *experts.values()], in_memory)
     _check_device(options.device)
-    select = suites[options.suite].is_merged if options.suite else None
-    merged = merge(
-        options.method, options.base, experts, select=select, device=options.device, **params
-    )
-    description = {"method": method.name, "params": params, "experts": sorted(experts)}
-    save_weights(options.out, merged, description)
-    Console().print(
-        f"merged {len(experts)} experts with {method.title} into {options.out}", highlight=False
+    with options.executor(options) as executor:
+        vectors = TaskVectors(
+            options.base,
+            experts,
+            suites[options.suite].is_merged if options.suite else None,
+            device=options.device,
+            keep=False,
+            executor=executor,
+        )
+        method.check(vectors, settings)
+        needed = needs(method, vectors, in_memory=in_memory)
+        check_memory(needed, vectors)
+        check_disk(needed.written_bytes, options.out)
+        console = Console(stderr=True, soft_wrap=True)
+        seconds = expected_seconds(method, settings, vectors)
+        console.print(f"{needed}; about {_duration(seconds)} of computing", highlight=False)
+        if options.plan:
+            return
+        with progress_bar(console) as progress:
+            if in_memory:
+                merged = merge_vectors(method, settings, vectors, progress)
+                description = {"method": method.name, "params": params, "experts": sorted(experts)}
+                save_weights(options.out, merged, description)
+                summary = merged.summary
+            else:
+                summary = stream(
+                    method, settings, vectors, options.out,
+                    options.shard_size, options.overwrite, progress,
+                )  # fmt: skip
+    if options.summary is not None:
+        write_json(options.summary, summary.as_dict())
+    if options.details:
+        Console().print(_details(summary))
+    Console(soft_wrap=True).print(
+        f"merged {len(experts)} experts with {method.title} into {options.out} "
+        f"in {_duration(summary.seconds)}: {len(summary.layers)} matrices are merged, "
+        f"{len(summary.not_merged)} other parameters are the base's",
+        highlight=False,
     )
 
 
-def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
+def _details(summary: MergeSummary) -> Table:
+    table = Table(
+        "matrix", "shape", "‖τ‖", "λ", "k", "loss left", "kept", "‖θ − θ0‖", "s", box=None
+    )
+    for layer in summary.layers:
+        details = layer.details
+        after, before = details.get("loss_after"), details.get("loss_before")
+        left = f"{after / before:.1e}" if isinstance(after, float) and before else "–"  # type: ignore[operator]
+        table.add_row(
+            layer.name,
+            " x ".join(map(str, layer.shape)),
+            _span(layer.task_norms),
+            _span(details.get("coefficients")),
+            str(details.get("subspace_size", "–")),
+            left,
+            _span(details.get("kept")),
+            f"{layer.delta_norm:.3g}",
+            f"{layer.seconds:.2f}",
+        )
+    return table
+
+
+def _span(values: object) -> str:
+    """Smallest and largest of the experts' figures."""
+    if not isinstance(values, list | tuple):
+        return "–"
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path], in_memory: bool) -> None:
     """Raise InputError unless the merged weights can be written without losing anything."""
-    if out.is_dir():
-        raise InputError(f"--out must be a file, but {out} is a folder")
-    if out.resolve() in [path.resolve() for path in inputs]:
-        raise InputError(f"--out must not be one of the inputs, but got {out}")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists already; add --overwrite to replace it")
+    resolved = out.resolve()
+    for path in inputs:
+        if resolved in (path.resolve(), path.resolve().parent):
+            raise InputError(f"--out must not be one of the inputs or hold one, but got {out}")
     if not out.parent.is_dir():
         raise InputError(f"the folder of --out must exist, but {out.parent} does not")
+    if not in_memory:
+        return  # the folder itself is checked when it is opened
+    if out.is_dir():
+        raise InputError(f"--out ends in .safetensors, so it must be a file, but {out} is a folder")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already; add --overwrite to replace it")
     check_writable(out.parent, "the folder of --out")
+
+
+def _bytes(text: str) -> int:
+    """Bytes from a size such as 512MiB, 8GB or 1000000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"a size must look like 512MiB or 8GB, but got {text!r}")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Progress]:
+    """A bar on a terminal, and nothing in a file."""
+    with Bar(
+        TextColumn("merging"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _check_device(name: str) -> None:

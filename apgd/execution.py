@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-SPARE_BYTES = 2**29
+SPARE_BYTES = 2**28
 
 
 class Executor(Protocol):
@@ -40,7 +40,7 @@ class Here:
     """This process: several items at a time where memory allows, or else all threads on one.
 
     Args:
-        memory: working memory in bytes; where None, what the largest item needs and half a GiB.
+        memory: working memory in bytes; where None, what the largest item needs and 256 MiB.
     """
 
     def __init__(self, memory: int | None = None) -> None:

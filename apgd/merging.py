@@ -1,16 +1,22 @@
 """The library in one function."""
 
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from apgd.checkpoints import WeightSource
+from apgd.estimate import check_memory, needs
 from apgd.execution import Executor
 from apgd.methods import MergedLayer, Method, MethodParams, Value, methods
 from apgd.summary import LayerSummary, MergeSummary
 from apgd.task_vectors import Select, TaskVectors
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the entries that are done and their total."""
 
 
 class Merged(dict[str, Tensor]):
@@ -27,6 +33,7 @@ def merge(
     select: Select | None = None,
     device: str | torch.device = "cpu",
     executor: Executor | None = None,
+    progress: Progress | None = None,
     **params: Value,
 ) -> Merged:
     """Merge experts that were fine-tuned from one base into one model, without data.
@@ -43,6 +50,7 @@ def merge(
         device: where the merge is computed.
         executor: who computes it; this process where None, a cluster with
             `tune.ray_executor.RayExecutor`.
+        progress: called with the entries merged so far and their total.
         **params: the method's parameters by name; those left out have their published value.
 
     Returns:
@@ -57,13 +65,24 @@ def merge(
     settings = chosen.parse(params)
     vectors = TaskVectors(base, experts, select, device=device, keep=False, executor=executor)
     chosen.check(vectors, settings)
+    check_memory(needs(chosen, vectors, in_memory=True), vectors)
+    return merge_vectors(chosen, settings, vectors, progress)
+
+
+def merge_vectors(
+    method: Method, params: MethodParams, vectors: TaskVectors, progress: Progress | None = None
+) -> Merged:
+    """`merge` with everything opened and checked."""
     started = time.perf_counter()
-    layers: dict[str, MergedLayer] = dict(
-        chosen.layers(vectors, settings, chosen.prepare(vectors, settings))
-    )
+    layers: dict[str, MergedLayer] = {}
+    total = sum(math.prod(vectors.shape(name)) for name in vectors.names)
+    for name, layer in method.layers(vectors, params, method.prepare(vectors, params)):
+        layers[name] = layer
+        if progress is not None:
+            progress(sum(math.prod(vectors.shape(done)) for done in layers), total)
     merged = Merged(vectors.apply({name: layer.delta for name, layer in layers.items()}))
     merged.summary = summarise(
-        chosen, settings, vectors, (layer.summary for layer in layers.values()), started
+        method, params, vectors, (layer.summary for layer in layers.values()), started
     )
     return merged
 

@@ -26,9 +26,10 @@ from apgd.checkpoints import (
     write_index,
 )
 from apgd.errors import InputError
+from apgd.estimate import check_disk, check_memory, needs
 from apgd.execution import Executor, Here
 from apgd.files import atomic_path, check_writable, content_key, is_leftover, write_json
-from apgd.merging import summarise
+from apgd.merging import Progress, summarise
 from apgd.methods import Method, MethodParams, Value, methods
 from apgd.source import source_hash
 from apgd.summary import LayerSummary, MergeSummary, layer_from_dict
@@ -39,9 +40,6 @@ SUMMARY = "merge_summary.json"
 _JOB = "merge.json"
 _COPIED = (".json", ".txt", ".model", ".jinja")
 _NOT_COPIED = {INDEX, SUMMARY, _JOB}
-
-Progress = Callable[[int, int], None]
-"""Called with the parameters written so far and their total, counted in entries."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,7 @@ def stream(
     started = time.perf_counter()
     shards = plan_shards(vectors, shard_bytes)
     job = job_of(method, params, vectors, shards)
+    check_memory(needs(method, vectors, in_memory=False), vectors)
     open_folder(out, job, overwrite)
     sizes = {name: _entries(vectors, name) for name in vectors.base.names()}
     done = {shard.file: found for shard in shards if (found := _finished(out, shard, job))}
@@ -119,6 +118,7 @@ def stream(
     written = sum(sizes[name] for shard in shards if shard.file in done for name in shard.names)
     report(written, sum(sizes.values()))
     missing = [shard for shard in shards if shard.file not in done]
+    check_disk(sum(_bytes(vectors, name) for shard in missing for name in shard.names), out)
     if missing:
         prepared = method.prepare(vectors, params)
         write = partial(_write_shard, method, params, prepared, job["key"], out)

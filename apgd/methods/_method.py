@@ -14,6 +14,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor
 
+from apgd.cost import Cost
 from apgd.errors import InputError
 from apgd.projective import task_norms
 from apgd.summary import Detail, LayerSummary
@@ -217,6 +218,11 @@ class MergedLayer:
     summary: LayerSummary
 
 
+def read_once(shape: tuple[int, int], experts: int, _params: Any) -> Cost:
+    """The work of a method that reads the task vectors and writes their combination."""
+    return Cost(bytes=4 * math.prod(shape) * (experts + 1))
+
+
 def _nothing(_vectors: TaskVectors, _params: Any) -> None:
     """What most methods know about the whole model before they merge its matrices."""
 
@@ -239,6 +245,10 @@ class Method:
     no more than six further matrices."""
     prepare: Callable[[TaskVectors, Any], Any] = _nothing
     """What matrices need to know about the whole model, such as thresholds; small and picklable."""
+    passes: int = 1
+    """How often the task vectors are read, by `prepare` and `combine` together."""
+    cost: Callable[[tuple[int, int], int, Any], Cost] = read_once
+    """The work of one matrix, from its shape, the number of experts and the parameters."""
 
     def parse(self, values: Mapping[str, Value]) -> MethodParams:
         """Parameters from names and values; those left out have their published value.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from apgd import fused, projective
+from apgd.cost import Cost
 from apgd.methods._method import (
     Combined,
     Limit,
@@ -16,6 +17,7 @@ from apgd.methods._method import (
     choice_parameter,
     keep_ratio_parameter,
     parameter,
+    read_once,
 )
 from apgd.task_vectors import TaskVectors
 
@@ -124,6 +126,20 @@ def _combine(
     )
 
 
+def _cost(shape: tuple[int, int], experts: int, params: DogeTaParams) -> Cost:
+    """Decompositions, then as many passes over τ and projections as the solver takes.
+
+    The weights of the decomposition (float64, and much of it slower than a matrix product) and the
+    exact solver's dozen passes are from measurements.
+    """
+    (m, n), rank = shape, min(shape)
+    k = default_basis_size(rank, experts) if params.basis_size is None else params.basis_size
+    decompositions = Cost(flops=(experts + 1) * (4 * m * n * rank + 10 * rank**3)) if k else Cost()
+    one_pass = Cost(flops=4 * m * k * n, bytes=4 * m * n * (experts + 9))
+    passes = params.iterations if params.solver == "adam" else min(params.iterations, 12) * 2
+    return read_once(shape, experts, params) * 4 + decompositions + one_pass * passes
+
+
 doge_ta = Method(
     name="doge_ta",
     title="DOGE TA",
@@ -131,4 +147,6 @@ doge_ta = Method(
     params=DogeTaParams,
     combine=_combine,
     prepare=_prepare,
+    passes=3,  # two for the thresholds
+    cost=_cost,
 )

@@ -12,6 +12,7 @@ from apgd.methods._method import (
     MethodParams,
     keep_ratio_parameter,
     parameter,
+    read_once,
 )
 from apgd.projective import kept, kept_shares
 from apgd.strips import by_strips, sums_by_strips
@@ -87,4 +88,6 @@ ties = Method(
     params=TiesParams,
     combine=_combine,
     prepare=_prepare,
+    passes=4,  # two for the thresholds, one for the majority sign
+    cost=lambda shape, experts, params: read_once(shape, experts, params) * 4,
 )

@@ -1,0 +1,62 @@
+"""What this machine can do: memory, and measured rates."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+_REPEATS = 5
+_SQUARE = 1024
+_VECTOR = 2**22
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured with torch, on the threads that it may use."""
+
+    gemm_flops: float
+    """Floating-point operations per second of a product of two 1024 x 1024 float32 matrices."""
+    triad_bytes: float
+    """Bytes per second moved by a = b + s·c on vectors far larger than the caches."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Memory in bytes that can still be used: of a GPU, or of this machine or container."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = _CGROUP_LIMIT.read_text().strip(), int(_CGROUP_USED.read_text())
+    except (OSError, ValueError):  # no such control group here
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - used))
+
+
+@cache
+def measured_rates(device: torch.device) -> Rates:
+    """Measure for about a fifth of a second; later calls remember."""
+    square = torch.randn(_SQUARE, _SQUARE, device=device)
+    product = torch.empty_like(square)
+    b, c = torch.ones(_VECTOR, device=device), torch.ones(_VECTOR, device=device)
+    a = torch.empty_like(b)
+    gemm = _best_time(lambda: torch.mm(square, square, out=product), device)
+    triad = _best_time(lambda: torch.add(b, c, alpha=2.0, out=a), device)
+    return Rates(2 * _SQUARE**3 / gemm, 3 * 4 * _VECTOR / triad)
+
+
+def _best_time(function: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
