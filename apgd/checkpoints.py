@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -102,6 +103,28 @@ class InMemory:
     def __getitem__(self, name: str) -> Tensor:
         """The parameter itself."""
         return self._tensors[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As arrays of bytes, which processes of one machine can share without a copy."""
+        flat = {
+            name: (
+                tensor.contiguous().view(-1).view(torch.uint8).numpy(),
+                tensor.dtype,
+                tensor.shape,
+            )
+            for name, tensor in self._tensors.items()
+        }
+        return {"label": self.label, "flat": flat}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Tensors over the bytes that came; they are only ever read."""
+        self.label = state["label"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self._tensors = {
+                name: torch.from_numpy(array).view(dtype).view(shape)
+                for name, (array, dtype, shape) in state["flat"].items()
+            }
 
 
 class InFiles:

@@ -22,6 +22,7 @@ from apgd.finetune import ExpertSpec, finetune
 from apgd.source import source_hash
 from apgd.suites import suites
 from tune.cluster import Cluster
+from tune.dispatch import Running, dispatch
 from tune.evaluators import Evaluator, ScoreJob, Workload
 from tune.experiment import run_id
 from tune.studies import Study, trial_job
@@ -207,29 +208,25 @@ class WorkerPool:
                 where jobs keep them on disk.
         """
         results: list[Any] = [None] * len(jobs)
-        waiting = list(range(len(jobs)))
-        idle = list(self.handles)
-        running: dict[ray.ObjectRef[Any], tuple[int, ActorHandle[Any]]] = {}
-        while waiting or running:
-            while waiting and idle:
-                index, worker = waiting.pop(0), idle.pop(0)
-                job = jobs[index]
-                running[getattr(worker, job.method).remote(*job.arguments)] = (index, worker)
-            done, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
-            for reference in done:
-                index, worker = running.pop(reference)
-                results[index] = ray.get(reference)
-                idle.append(worker)
-                if on_done is not None:
-                    on_done(index, results[index])
+
+        def start(worker: ActorHandle[Any], index: int) -> "ray.ObjectRef[Any]":
+            reference: ray.ObjectRef[Any] = getattr(worker, jobs[index].method).remote(
+                *jobs[index].arguments
+            )
+            return reference
+
+        def poll(running: Running) -> None:
             if on_progress is not None:
                 on_progress(_poll(running))
+
+        for index, result in dispatch(self.handles, start, len(jobs), on_wait=poll):
+            results[index] = result
+            if on_done is not None:
+                on_done(index, result)
         return results
 
 
-def _poll(
-    running: dict[ray.ObjectRef[Any], tuple[int, ActorHandle[Any]]],
-) -> dict[int, tuple[int, int]]:
+def _poll(running: Running) -> dict[int, tuple[int, int]]:
     asked: dict[Any, int] = {
         worker.progress.options(concurrency_group="watch").remote(): index
         for index, worker in running.values()

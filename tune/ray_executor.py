@@ -1,0 +1,93 @@
+"""The layers of a merge on the workers of a Ray cluster."""
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from apgd import numerics
+from apgd.errors import InputError
+from apgd.source import source_hash
+from apgd.task_vectors import TaskVectors
+from tune.cluster import Cluster
+from tune.dispatch import dispatch
+from tune.workers import assigned_device
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_RESTARTS = 5
+_ATTEMPTS = 3
+
+
+class LayerWorker:
+    """What runs in a worker process: functions of task vectors that it opens itself."""
+
+    def __init__(self, threads: int) -> None:
+        numerics.configure(threads)
+        self._device = torch.device(assigned_device())
+        self._held: tuple[str, TaskVectors] | None = None
+
+    def introduce(self) -> tuple[str, str]:
+        """Its machine, and the hash of the source of apgd and tune that it runs."""
+        return platform.node(), source_hash("apgd", "tune")
+
+    def call(
+        self,
+        function: Callable[[TaskVectors, T], R],
+        vectors: list["ray.ObjectRef[TaskVectors]"],
+        item: T,
+    ) -> R:
+        """The function's result; the task vectors are fetched once and then kept open."""
+        name = vectors[0].hex()
+        if self._held is None or self._held[0] != name:
+            self._held = (name, ray.get(vectors[0]))
+            self._held[1].device = self._device
+        return function(self._held[1], item)
+
+
+class RayExecutor:
+    """Layers on the workers of a cluster, those that take longest first.
+
+    Experts given as paths are read by each worker where they lie, which must be storage that all
+    machines see; those in memory are sent once to each machine. What a worker that dies was doing
+    is done again by another. Results are those of a single process, bit for bit.
+
+    Args:
+        cluster: from `tune.cluster.ray_session`; its workers own a GPU each, or CPUs.
+
+    Raises:
+        InputError: where a machine runs other code than this process.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        options: dict[str, Any] = {"max_restarts": _RESTARTS, **cluster.worker_resources}
+        remote: Any = ray.remote(**options)(LayerWorker)
+        self._workers = [remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)]
+        expected = source_hash("apgd", "tune")
+        met: list[tuple[str, str]] = ray.get([w.introduce.remote() for w in self._workers])
+        for machine, code in met:
+            if code != expected:
+                raise InputError(
+                    f"all machines must run the same code, but {machine} has {code} and this "
+                    f"process {expected}; bring it up to date with `ray up`"
+                )
+
+    def map(
+        self,
+        function: Callable[[TaskVectors, T], R],
+        vectors: TaskVectors,
+        items: Sequence[T],
+        bytes_of: Sequence[int],  # noqa: ARG002 - one at a time on each worker
+    ) -> Iterator[tuple[int, R]]:
+        """Index and result of every item, as they are done."""
+        shared = [ray.put(vectors)]
+        called = ray.put(function)
+        yield from dispatch(
+            self._workers,
+            lambda worker, number: worker.call.remote(called, shared, items[number]),
+            len(items),
+            attempts=_ATTEMPTS,
+        )
