@@ -175,9 +175,11 @@ def _array(tensor: Tensor, rows: slice) -> np.ndarray:
     return array
 
 
-# Sums may be reordered, so that they can be vectorised; NaN and infinity keep their meaning.
+# Sums may be reordered, so that they can be vectorised. Products are rounded before they are added:
+# where experts cancel, the gradient is then exactly zero, as in torch; Adam, whose steps near zero
+# are 1e4 times the gradient, would make something of the smallest rest.
 _compiled: Callable[[Callable[..., None]], Any] = njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"}
 )
 
 

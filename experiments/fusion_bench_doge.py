@@ -1,14 +1,16 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
-# dependencies = ["fusion-bench==0.2.33", "safetensors>=0.6", "psutil>=6"]
+# dependencies = ["fusion-bench==0.2.33", "safetensors>=0.6"]
 # ///
 """Merge by FusionBench's own DOGE TA, in an environment of its own.
 
-Run it with `uv run --no-project experiments/fusion_bench_doge.py IN OUT [options]`, which installs
-FusionBench beside this project and not into it. IN is a safetensors file whose tensors are called
-`<model>/<parameter>`, the base being the model `base`; OUT gets θ − θ_0 of the merged parameters.
-FusionBench merges the parameters whose name holds "encoder" and "weight", and not "layer_norm".
-The last line printed is JSON: seconds, peak memory in bytes, versions.
+`uv run --no-project experiments/fusion_bench_doge.py IN OUT CASES` installs FusionBench beside this
+project and not into it. IN is a safetensors file whose tensors are called `<model>/<parameter>`,
+the pretrained model being `base`. CASES is JSON, a list of objects with `name`, `experts` (names of
+models), `eta`, `keep_ratio` and `subspace` (the subspace has r / subspace dimensions). OUT gets
+θ − θ_0 as `<case>/<parameter>`. FusionBench merges the parameters whose name holds "encoder" and
+"weight" and not "layer_norm". The last line printed is JSON: seconds of every case, peak memory of
+the process in bytes, versions.
 """
 
 import argparse
@@ -37,18 +39,18 @@ class Model(nn.Module):
             for part in path:
                 if part not in module._modules:
                     module.add_module(part, nn.Module())
-                module = module._modules[part]
+                module = module.get_submodule(part)
             module.register_parameter(last, nn.Parameter(tensor.clone(), requires_grad=False))
 
 
 def main() -> None:
-    """Read, merge, write, and say how long the merge took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tensors", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--eta", type=float, default=0.07)
-    parser.add_argument("--keep-ratio", type=float, default=0.3)
-    parser.add_argument("--subspace", type=int, help="its divisor of r; the number of experts")
+    """Read, merge, write, and say how long each merge took."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tensors", type=Path, metavar="IN")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("cases", type=json.loads, metavar="CASES")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -56,16 +58,20 @@ def main() -> None:
     for key, tensor in load_file(options.tensors).items():
         model, _, name = key.partition("/")
         states.setdefault(model, {})[name] = tensor
-    base = states.pop("base")
-    pool = {"_pretrained_": Model(base)} | {n: Model(states[n]) for n in sorted(states)}
-    algorithm = DOGE_TA_Algorithm(
-        subspace=options.subspace or len(states), K=options.keep_ratio, lamda=options.eta
-    )
-    started = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
-        merged = algorithm.run(pool)
-    seconds = time.perf_counter() - started
-    save_file({n: t - base[n] for n, t in merged.state_dict().items()}, options.out)
+    base = states["base"]
+    deltas, seconds = {}, {}
+    for case in options.cases:
+        pool = {name: Model(states[name]) for name in case["experts"]}
+        algorithm = DOGE_TA_Algorithm(
+            subspace=case["subspace"], K=case["keep_ratio"], lamda=case["eta"]
+        )
+        started = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            merged = algorithm.run({"_pretrained_": Model(base), **pool})
+        seconds[case["name"]] = time.perf_counter() - started
+        for name, tensor in merged.state_dict().items():
+            deltas[f"{case['name']}/{name}"] = tensor - base[name]
+    save_file(deltas, options.out)
     print(
         json.dumps(
             {

@@ -1,10 +1,12 @@
 """APGD's maths against closed forms and against a naive version that follows the paper's text."""
 
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
 
-from apgd import projective
+from apgd import fused, projective
 
 
 def task_vectors(count: int, shape: tuple[int, int], seed: int = 0) -> Tensor:
@@ -35,24 +37,6 @@ def test_coefficients_are_eta_over_the_norm() -> None:
     tau[1, 0, 0] = 0.5
     coefficients = projective.task_aware_coefficients(tau, 0.1)
     torch.testing.assert_close(coefficients, torch.tensor([0.02, 0.2, 0.0]))
-
-
-@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1)])
-def test_leading_singular_vectors_span_what_svd_spans(shape: tuple[int, int]) -> None:
-    matrix = task_vectors(1, shape)[0]
-    u = torch.linalg.svd(matrix, full_matrices=False).U
-    for count in range(min(shape) + 1):
-        ours = projective.leading_left_singular_vectors(matrix, count)
-        theirs = u[:, :count]
-        assert ours.shape == theirs.shape
-        torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, atol=1e-10, rtol=0)
-
-
-def test_directions_without_singular_value_are_left_out() -> None:
-    left, right = task_vectors(2, (9, 2))
-    rank_two = left @ right.T
-    assert projective.leading_left_singular_vectors(rank_two, 6).shape == (9, 2)
-    assert projective.leading_left_singular_vectors(torch.zeros(4, 3), 2).shape == (4, 0)
 
 
 def test_shared_subspace_of_orthogonal_tasks_is_their_union() -> None:
@@ -92,32 +76,170 @@ def test_the_loss_sums_rows_before_squaring() -> None:
     assert projective.gap_loss(swapped, coefficients, zero) == pytest.approx(8.0)
 
 
-@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1)])
-@pytest.mark.parametrize(("count", "k"), [(1, 0), (1, 1), (3, 1), (8, 1), (3, 5)])
-def test_modification_vector_equals_autograd(shape: tuple[int, int], count: int, k: int) -> None:
+SHAPES = [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1), (450, 3), (3, 1100)]
+ENGINES = pytest.mark.parametrize("engine", [projective, fused], ids=["plain", "fused"])
+
+
+def degenerate() -> dict[str, Tensor]:
+    one = task_vectors(1, (8, 6))[0]
+    low_rank = task_vectors(1, (8, 1))[0] @ task_vectors(1, (1, 6))[0]
+    return {
+        "duplicates": torch.stack([one, one, one]),
+        "cancelling": torch.stack([one, -one]),
+        "all cancelling": torch.stack([one, -one, one, -one]),
+        "one is zero": torch.stack([one, torch.zeros_like(one)]),
+        "rank one": torch.stack([one, low_rank]),
+        "all zero": torch.zeros(2, 8, 6, dtype=torch.float64),
+        "nearly equal": torch.stack([one, one + 1e-9 * low_rank]),
+        "huge and tiny": torch.stack([1e6 * one, 1e-6 * low_rank]),
+    }
+
+
+@ENGINES
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 20])
+def test_modification_vector_equals_autograd(
+    engine: ModuleType, shape: tuple[int, int], count: int
+) -> None:
     tau = task_vectors(count, shape, seed=count)
     coefficients = projective.task_aware_coefficients(tau, 0.07)
-    subspace = projective.shared_subspace(tau, k, k)
-    ours = projective.modification_vector(tau, coefficients, subspace, 50, 1e-4)
-    naive = naive_modification(tau, coefficients, subspace, 50, 1e-4)
+    for k in sorted({0, 1, min(shape) // count, min(shape)}):
+        subspace = projective.shared_subspace(tau, k, k)
+        if subspace.shape[1] == shape[0]:
+            continue  # nothing is left but rounding, which Adam blows up; a test of its own
+        ours = engine.modification_vector(tau, coefficients, subspace, 12, 1e-4)
+        naive = naive_modification(tau, coefficients, subspace, 12, 1e-4)
+        torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-13)
+
+
+@ENGINES
+@pytest.mark.parametrize("case", degenerate())
+def test_modification_vector_equals_autograd_on_degenerate_task_vectors(
+    engine: ModuleType, case: str
+) -> None:
+    tau = degenerate()[case]
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    subspace = projective.shared_subspace(tau, 3, 3)
+    ours = engine.modification_vector(tau, coefficients, subspace, 30, 1e-4)
+    naive = naive_modification(tau, coefficients, subspace, 30, 1e-4)
     torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-12)
 
 
-def test_modification_vector_equals_autograd_on_degenerate_task_vectors() -> None:
-    one = task_vectors(1, (8, 6))[0]
-    low_rank = task_vectors(1, (8, 1))[0] @ task_vectors(1, (1, 6))[0]
-    for tau in (
-        torch.stack([one, one, one]),  # duplicates
-        torch.stack([one, -one]),  # cancel
-        torch.stack([one, torch.zeros_like(one)]),
-        torch.stack([one, low_rank]),
-        torch.zeros(2, 8, 6, dtype=torch.float64),
-    ):
+def least_squares(tau: Tensor, coefficients: Tensor, subspace: Tensor) -> Tensor:
+    """The constrained minimiser of smallest norm by a dense pseudo-inverse."""
+    count, m, n = tau.shape
+    projector = torch.eye(m, dtype=tau.dtype) - subspace @ subspace.T
+    whole = torch.kron(projector, torch.eye(n, dtype=tau.dtype))  # of the flattened Δ
+    rows = torch.zeros(count * m, m * n, dtype=tau.dtype)
+    for i in range(count):
+        for row in range(m):
+            rows[i * m + row, row * n : (row + 1) * n] = tau[i, row]
+    merged = torch.einsum("i,imn->mn", coefficients, tau)
+    target = (tau * (tau - merged)).sum(dim=2).flatten()
+    system = coefficients.sum() * rows @ whole
+    return (torch.linalg.pinv(system, rtol=1e-10) @ target).view(m, n)
+
+
+@ENGINES
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1)])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_exact_modification_vector_is_the_constrained_least_squares_solution(
+    engine: ModuleType, shape: tuple[int, int], count: int
+) -> None:
+    tau = task_vectors(count, shape, seed=count)
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    for k in sorted({0, 1, min(shape) // 2}):
+        subspace = projective.shared_subspace(tau, k, k)
+        exact = engine.exact_modification_vector(tau, coefficients, subspace, 1e-13, 500)
+        expected = least_squares(tau, coefficients, subspace)
+        torch.testing.assert_close(exact, expected, rtol=1e-6, atol=1e-8)
+        assert (subspace.T @ exact).abs().max() < 1e-12 if subspace.shape[1] else True
+
+
+@ENGINES
+@pytest.mark.parametrize("case", [case for case in degenerate() if case != "huge and tiny"])
+def test_exact_modification_vector_has_the_smallest_norm_where_many_solve(
+    engine: ModuleType, case: str
+) -> None:
+    tau = degenerate()[case]
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    subspace = projective.shared_subspace(tau, 2, 2)
+    exact = engine.exact_modification_vector(tau, coefficients, subspace, 1e-10, 500)
+    expected = least_squares(tau, coefficients, subspace)
+    # Directions that 1e-9 sets apart are solved for by the pseudo-inverse, not by an iteration.
+    loose = case == "nearly equal"
+    gap = projective.gap_loss(tau, coefficients, exact)
+    best = projective.gap_loss(tau, coefficients, expected)
+    assert gap <= best * (1 + 1e-6) + 1e-12
+    if not loose:
+        torch.testing.assert_close(exact, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_exact_solver_stops_at_its_tolerance_or_its_passes() -> None:
+    tau = task_vectors(4, (16, 12))
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    subspace = projective.shared_subspace(tau, 4, 4)
+    losses = [
+        projective.gap_loss(
+            tau,
+            coefficients,
+            fused.exact_modification_vector(tau, coefficients, subspace, tolerance, passes),
+        )
+        for tolerance, passes in ((1e-12, 1), (0.5, 99), (1e-2, 99), (1e-6, 99), (1e-12, 99))
+    ]
+    assert losses[0] > losses[2] > losses[3] > losses[4]
+    assert losses[1] >= losses[2]
+
+
+@ENGINES
+def test_nothing_is_modified_where_the_subspace_is_everything(engine: ModuleType) -> None:
+    tau = task_vectors(3, (4, 9))
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    everything = torch.eye(4, dtype=torch.float64)
+    assert not engine.exact_modification_vector(tau, coefficients, everything, 1e-9, 50).any()
+    adam = engine.modification_vector(tau, coefficients, everything, 20, 1e-4)
+    assert adam.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("solver", ["adam", "exact"])
+@pytest.mark.parametrize("shape", [(700, 40), (40, 700), (260, 260)])
+def test_bits_do_not_depend_on_the_number_of_threads(solver: str, shape: tuple[int, int]) -> None:
+    tau = task_vectors(3, shape).float()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
         coefficients = projective.task_aware_coefficients(tau, 0.07)
-        subspace = projective.shared_subspace(tau, 3, 3)
-        ours = projective.modification_vector(tau, coefficients, subspace, 30, 1e-4)
-        naive = naive_modification(tau, coefficients, subspace, 30, 1e-4)
-        torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-12)
+        subspace = projective.shared_subspace(tau, 13, 13)
+        delta = (
+            fused.modification_vector(tau, coefficients, subspace, 5, 1e-4)
+            if solver == "adam"
+            else fused.exact_modification_vector(tau, coefficients, subspace, 1e-3, 9)
+        )
+        results.append(projective.masked_sum(tau, coefficients, delta, torch.full((3,), 0.01)))
+        assert torch.get_num_threads() == threads
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_layout_in_memory_does_not_matter() -> None:
+    tau = task_vectors(3, (20, 11))
+    rows_together = tau.transpose(0, 1).contiguous().transpose(0, 1)
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    subspace = projective.shared_subspace(tau, 3, 3)
+    ours = fused.modification_vector(tau, coefficients, subspace, 9, 1e-4)
+    theirs = fused.modification_vector(rows_together, coefficients, subspace, 9, 1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+def test_gap_loss_is_what_the_solvers_lower() -> None:
+    """The residual form that the solvers use gives the loss as the paper writes it."""
+    tau = task_vectors(3, (9, 7))
+    coefficients = projective.task_aware_coefficients(tau, 0.3)
+    delta = task_vectors(1, (9, 7), seed=5)[0]
+    constants = projective.residual_constants(tau, coefficients)
+    residuals = constants - coefficients.sum() * projective.row_products(tau, delta)
+    loss = projective.gap_loss(tau, coefficients, delta)
+    assert loss == pytest.approx(float(residuals.square().sum()), rel=1e-12)
 
 
 def test_modification_lowers_the_loss() -> None:
@@ -136,19 +258,12 @@ def test_modification_lowers_the_loss() -> None:
     assert losses[1] < losses[0] < before
 
 
-def test_full_subspace_leaves_nothing_to_modify() -> None:
-    tau = task_vectors(3, (4, 9))
-    coefficients = projective.task_aware_coefficients(tau, 0.07)
-    everything = torch.eye(4, dtype=torch.float64)
-    delta = projective.modification_vector(tau, coefficients, everything, 20, 1e-4)
-    assert delta.abs().max() < 1e-9
-
-
-def test_first_step_moves_by_the_learning_rate() -> None:
+@ENGINES
+def test_first_step_moves_by_the_learning_rate(engine: ModuleType) -> None:
     tau = task_vectors(2, (6, 6))
     coefficients = projective.task_aware_coefficients(tau, 0.07)
     subspace = projective.shared_subspace(tau, 2, 2)
-    one = projective.modification_vector(tau, coefficients, subspace, 1, 1e-4)
+    one = engine.modification_vector(tau, coefficients, subspace, 1, 1e-4)
     # Adam's first step is lr · g / (|g| + eps): lr wherever the gradient is well above eps.
     assert one.abs().max() == pytest.approx(1e-4, rel=1e-3)
 
@@ -159,6 +274,7 @@ def test_masked_sum_by_hand() -> None:
     merged = projective.masked_sum(
         tau, torch.tensor([0.1, 0.01]), modification, torch.tensor([1.5, 0.5])
     )
+    assert projective.kept_shares(tau, torch.tensor([1.5, 0.5])).tolist() == [0.5, 1.0]
     # Only −2 of the first is kept; both of the second.
     expected = torch.tensor([[0.01 * (-3 + 10), 0.1 * (-2 + 20) + 0.01 * (0.5 + 20)]])
     torch.testing.assert_close(merged, expected)
