@@ -1,5 +1,6 @@
 """What this machine can do: memory, and measured rates."""
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 _REPEATS = 5
 _SQUARE = 1024
-_VECTOR = 2**22
+_VECTOR = 2**23
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,21 @@ def _best_time(function: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times[1:])
+
+
+def name_of(device: torch.device) -> str:
+    """What the computing device is called, for example `AMD EPYC, 2 cores`."""
+    if device.type == "cuda":
+        name: str = torch.cuda.get_device_name(device)
+        return name
+    return f"{processor()}, {psutil.cpu_count()} cores"
+
+
+def processor() -> str:
+    """What this machine's processor is called."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"

@@ -1,7 +1,10 @@
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -29,3 +32,25 @@ def model() -> Callable[..., tuple[State, dict[str, State]]]:
         }
 
     return make
+
+
+def save_shards(folder: Path, state: State, count: int = 2) -> Path:
+    """A folder of shards as others write them: names not in the order of the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    placed: dict[str, str] = {}
+    for i in range(count):
+        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+        part = {name: state[name].contiguous() for name in list(state)[i::count]}
+        save_file(part, folder / file)
+        placed |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    flat = [t.contiguous().view(-1).view(torch.uint8) for t in (first, second)]
+    return torch.equal(*flat)

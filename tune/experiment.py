@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from apgd.checkpoints import open_weights
 from apgd.errors import InputError
@@ -27,6 +27,9 @@ _LOCK_FILE = ".lock"
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Fine-tune experts, merge them, search the merge's parameters, evaluate, report."""
+
+    name: ClassVar[str] = "full_repro"
+    """What the run is called."""
 
     suite: str = "mini_vision"
     """Name of the suite; `apgd suites` lists them."""
@@ -104,7 +107,7 @@ class Experiment:
         extend a run. Code, data and versions are left out too: they are in the keys of the records.
         """
         return {
-            "name": "full_repro",
+            "name": self.name,
             "suite": self.suite,
             "trials": self.effective_trials,
             "smoke": self.smoke,
@@ -116,7 +119,7 @@ class Experiment:
         if self.run_dir is not None:
             return self.run_dir
         smoke = "-smoke" if self.smoke else ""
-        return Path("runs") / f"full_repro-{self.suite}{smoke}-{content_key(self.identity)}"
+        return Path("runs") / f"{self.name}-{self.suite}{smoke}-{content_key(self.identity)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Fields as JSON values, without secrets."""

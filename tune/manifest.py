@@ -16,6 +16,7 @@ from apgd.data import Task
 from apgd.data.corruptions import CORRUPTIONS
 from apgd.files import sha256_file, write_json
 from apgd.finetune import Expert
+from apgd.machine import processor
 from apgd.suites import Suite
 from tune.cluster import Cluster, plural
 from tune.evaluators import mean_accuracy
@@ -160,7 +161,7 @@ def describe_machine(cluster: Cluster, workers: Sequence[Introduction]) -> dict[
     """Processor and operating system of the driver, and how the work was cut."""
     return {
         "description": (
-            f"{_processor()}, {platform.system()} {platform.machine()}, "
+            f"{processor()}, {platform.system()} {platform.machine()}, "
             f"{plural(cluster.workers, 'worker')} with "
             f"{plural(cluster.threads_per_worker, 'CPU thread')} each"
         ),
@@ -171,15 +172,6 @@ def describe_machine(cluster: Cluster, workers: Sequence[Introduction]) -> dict[
         "threads_per_worker": cluster.threads_per_worker,
         "devices": sorted(worker.device for worker in workers),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown processor"
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import ray
 import torch
@@ -13,7 +13,7 @@ from apgd.source import source_hash
 from apgd.task_vectors import TaskVectors
 from tune.cluster import Cluster
 from tune.dispatch import dispatch
-from tune.workers import assigned_device
+from tune.workers import all_answers, assigned_device
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,13 +53,14 @@ class RayExecutor:
 
     Experts given as paths are read by each worker where they lie, which must be storage that all
     machines see; those in memory are sent once to each machine. What a worker that dies was doing
-    is done again by another. Results are those of a single process, bit for bit.
+    is done again by another. Results are those of a single process, bit for bit. Use it in a `with`
+    block, at whose end the workers go.
 
     Args:
         cluster: from `tune.cluster.ray_session`; its workers own a GPU each, or CPUs.
 
     Raises:
-        InputError: where a machine runs other code than this process.
+        InputError: where a machine runs other code than this process, or workers do not start.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -67,13 +68,21 @@ class RayExecutor:
         remote: Any = ray.remote(**options)(LayerWorker)
         self._workers = [remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)]
         expected = source_hash("apgd", "tune")
-        met: list[tuple[str, str]] = ray.get([w.introduce.remote() for w in self._workers])
+        asked: list[Any] = [worker.introduce.remote() for worker in self._workers]
+        met: list[tuple[str, str]] = all_answers(asked)
         for machine, code in met:
             if code != expected:
                 raise InputError(
                     f"all machines must run the same code, but {machine} has {code} and this "
                     f"process {expected}; bring it up to date with `ray up`"
                 )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for worker in self._workers:
+            ray.kill(worker)
 
     def map(
         self,

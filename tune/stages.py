@@ -26,15 +26,20 @@ _SAMPLES = 16
 _SCORING_CODE = (
     "apgd.data",
     "apgd.evaluate",
+    "apgd.execution",
+    "apgd.fused",
+    "apgd.lanes",
     "apgd.methods",
     "apgd.models",
     "apgd.numerics",
     "apgd.projective",
+    "apgd.strips",
+    "apgd.subspaces",
     "apgd.suites",
     "apgd.task_vectors",
     "tune.evaluators",
 )
-_SCORING_LIBRARIES = ("torch", "open_clip_torch", "numpy", "scipy", "pillow")
+_SCORING_LIBRARIES = ("torch", "open_clip_torch", "numba", "numpy", "scipy", "pillow")
 
 DataHashes = Mapping[tuple[str, str], str]
 """SHA-256 of the examples by task and split."""

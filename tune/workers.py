@@ -122,6 +122,22 @@ class Worker:
         return self._progress
 
 
+def all_answers(asked: list[Any]) -> list[Any]:
+    """What workers that are just starting answer.
+
+    Raises:
+        InputError: where one does not start in time.
+    """
+    answered, silent = ray.wait(asked, num_returns=len(asked), timeout=_START_SECONDS)
+    if silent:
+        raise InputError(
+            f"{len(asked)} workers must start within {_START_SECONDS} s, but only "
+            f"{len(answered)} did; are the cluster's CPUs or GPUs in use by something else?"
+        )
+    answers: list[Any] = ray.get(asked)
+    return answers
+
+
 @dataclass(frozen=True)
 class Job:
     """One call of a worker's method."""
@@ -161,13 +177,7 @@ class WorkerPool:
                 other code, or has too little GPU memory.
         """
         asked: list[Any] = [worker.introduce.remote(run_dir.resolve()) for worker in self.handles]
-        answered, silent = ray.wait(asked, num_returns=len(asked), timeout=_START_SECONDS)
-        if silent:
-            raise InputError(
-                f"{len(asked)} workers must start within {_START_SECONDS} s, but only "
-                f"{len(answered)} did; are the cluster's CPUs or GPUs in use by something else?"
-            )
-        met: list[Introduction] = ray.get(asked)
+        met: list[Introduction] = all_answers(asked)
         expected, code = run_id(run_dir), source_hash("apgd", "tune")
         for worker in met:
             if worker.run_id != expected:

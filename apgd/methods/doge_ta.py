@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Self
 
 import torch
@@ -93,18 +94,23 @@ def _prepare(vectors: TaskVectors, params: DogeTaParams) -> Tensor:  # (N,)
     return vectors.magnitude_thresholds(params.keep_ratio)
 
 
-def _combine(
+def combine(
     tau: Tensor,  # (N, m, n)
     params: DogeTaParams,
     thresholds: Tensor,  # (N,)
+    engine: ModuleType | None = None,
 ) -> Combined:
-    """The paper's Algorithm 1 for one matrix."""
+    """The paper's Algorithm 1 for one matrix.
+
+    `engine` has the solvers: `apgd.projective`, or `apgd.fused`, which is the one on a CPU.
+    """
+    if engine is None:
+        engine = fused if tau.device.type == "cpu" else projective
     rank = min(tau.shape[1:])
     k = default_basis_size(rank, len(tau)) if params.basis_size is None else params.basis_size
     k_shared = k if params.shared_basis_size is None else params.shared_basis_size
     coefficients = projective.task_aware_coefficients(tau, params.eta)
     subspace = projective.shared_subspace(tau, k, k_shared)
-    engine = fused if tau.device.type == "cpu" else projective
     if params.solver == "exact":
         modification = engine.exact_modification_vector(
             tau, coefficients, subspace, params.tolerance, params.iterations
@@ -145,7 +151,7 @@ doge_ta = Method(
     title="DOGE TA",
     source="Wei et al., ICML 2025 (arXiv 2501.01230), algorithm 1",
     params=DogeTaParams,
-    combine=_combine,
+    combine=combine,
     prepare=_prepare,
     passes=3,  # two for the thresholds
     cost=_cost,
