@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +16,7 @@ from apgd.errors import InputError
 from apgd.files import atomic_path, content_key, write_json
 
 _METADATA = "apgd"
-_SINGLE = "model.safetensors"
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _DTYPES = {
@@ -59,6 +59,9 @@ class Weights(Protocol):
     def identity(self) -> str | None:
         """What tells these weights from others without reading them; None for those in memory."""
 
+    def paths(self) -> tuple[Path, ...]:
+        """The files that they are read from."""
+
     def __getitem__(self, name: str) -> Tensor:
         """The parameter itself, on the CPU, in its stored dtype."""
 
@@ -68,6 +71,8 @@ class InMemory:
 
     def __init__(self, label: str, tensors: Mapping[str, Tensor]) -> None:
         self.label = label
+        self.tied: dict[str, str] = self._ties(tensors)
+        """Names that share their memory with one earlier in the alphabet, and that one."""
         self._tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
     def names(self) -> tuple[str, ...]:
@@ -86,15 +91,18 @@ class InMemory:
         """None: there is nothing to tell them by."""
         return None
 
-    def tied(self) -> dict[str, str]:
-        """Names that share their memory with one earlier in the alphabet, and that one."""
+    def paths(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
+
+    @staticmethod
+    def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
         first: dict[Any, str] = {}
         found = {}
-        for name in self.names():
-            tensor = self._tensors[name]
+        for name, tensor in sorted(tensors.items()):
             if tensor.numel() == 0:
                 continue
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
             if place in first:
                 found[name] = first[place]
             first.setdefault(place, name)
@@ -114,11 +122,11 @@ class InMemory:
             )
             for name, tensor in self._tensors.items()
         }
-        return {"label": self.label, "flat": flat}
+        return {"label": self.label, "tied": self.tied, "flat": flat}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Tensors over the bytes that came; they are only ever read."""
-        self.label = state["label"]
+        self.label, self.tied = state["label"], state["tied"]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self._tensors = {
@@ -130,8 +138,8 @@ class InMemory:
 class InFiles:
     """The tensors of safetensors files.
 
-    Only headers are read at first. Each tensor is read when it is asked for, from a file opened for
-    it alone: what stays open would count as this process's memory for as long as it is mapped.
+    Only headers are read at first. Each tensor is read when it is asked for, without mapping the
+    file, which may be larger than the memory.
     """
 
     def __init__(self, label: str, path: Path) -> None:
@@ -141,8 +149,9 @@ class InFiles:
         self._dtypes: dict[str, torch.dtype] = {}
         if not path.exists():
             raise InputError(f"{self.label} does not exist")
-        self.folder: Path | None = path if path.is_dir() else None
+        self.folder: Path | None = path.absolute() if path.is_dir() else None
         """The folder, where these are a folder of files."""
+        path = path.absolute()  # workers elsewhere may have another working folder
         expected = self._index(path)
         for file in sorted(set(expected.values())) if expected else [_file_of(path)]:
             self._read_header(file)
@@ -159,8 +168,8 @@ class InFiles:
         """Names and files of a folder of shards; nothing for a single file."""
         if path.is_dir():
             if not (path / INDEX).exists():
-                if not (path / _SINGLE).exists():
-                    raise InputError(f"{self.label} holds neither {INDEX} nor {_SINGLE}")
+                if not (path / SINGLE).exists():
+                    raise InputError(f"{self.label} holds neither {INDEX} nor {SINGLE}")
                 return {}
             path = path / INDEX
         elif path.suffix != ".json":
@@ -168,19 +177,20 @@ class InFiles:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             placed = {str(name): str(file) for name, file in index["weight_map"].items()}
+            if not placed:
+                raise ValueError("it names no tensors")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"the index of {self.label} is damaged: {error}") from error
         for file in set(placed.values()):
             if Path(file).name != file:
                 raise InputError(f"shards must lie beside their index, but {self.label} has {file}")
-            if not (path.parent / file).exists():
+            if not (path.parent / file).is_file():
                 raise InputError(f"the shard {file} of {self.label} does not exist")
         return {name: path.parent / file for name, file in placed.items()}
 
     def _read_header(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt", device="cpu") as opened:
-                file = cast("Any", opened)
+            with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     part = file.get_slice(name)
                     if name in self._files:
@@ -217,17 +227,21 @@ class InFiles:
     def identity(self) -> str | None:
         """Hash of the files' names, sizes, times of change, and of what their headers say."""
         files = {}
-        for path in sorted(set(self._files.values())):
+        for path in self.paths():
             status = path.stat()
             files[path.name] = [status.st_size, status.st_mtime_ns]
         tensors = {n: [list(self._shapes[n]), str(self._dtypes[n])] for n in self._files}
         return content_key([files, tensors])
 
+    def paths(self) -> tuple[Path, ...]:
+        """The files that they are read from."""
+        return tuple(sorted(set(self._files.values())))
+
     def __getitem__(self, name: str) -> Tensor:
         """The parameter itself, read now."""
         try:
-            with safe_open(self._files[name], framework="pt", device="cpu") as file:
-                tensor: Tensor = file.get_tensor(name).clone()
+            with _open(self._files[name]) as file:
+                tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{self._files[name]} could be read before and cannot any more: {error}"
@@ -235,8 +249,12 @@ class InFiles:
         return tensor
 
 
+def _open(path: Path) -> Any:
+    return safe_open(path, framework="pt", device="cpu", backend="pread")
+
+
 def _file_of(path: Path) -> Path:
-    return path / _SINGLE if path.is_dir() else path
+    return path / SINGLE if path.is_dir() else path
 
 
 def open_weights(source: WeightSource, label: str) -> Weights:
@@ -282,7 +300,11 @@ def load_weights(path: Path, label: str) -> dict[str, Tensor]:
 
 
 def save_weights(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, object] | None = None,
+    *,
+    for_transformers: bool = False,
 ) -> None:
     """Write tensors to a safetensors file, atomically.
 
@@ -290,11 +312,27 @@ def save_weights(
         path: the file to write; a file of that name is replaced only by a whole new one.
         tensors: names and tensors; memory shared between names is written once for each.
         metadata: JSON values, kept in the file's header.
+        for_transformers: mark the file as PyTorch's, as versions of that library ask for.
     """
-    # A single entry: with several, their order in the file changes from one process to the next.
-    header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+    header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)} if metadata else {}
+    header |= {"format": "pt"} if for_transformers else {}
     with atomic_path(path) as temporary:
-        save_file(_apart(tensors), temporary, metadata=header)
+        save_file(_apart(tensors), temporary, metadata=header or None)
+        if len(header) > 1:
+            _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the entries of the metadata in order, which otherwise changes between processes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise RuntimeError(f"the header of {path} grew from {length} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -325,11 +363,11 @@ def is_shard(path: Path) -> bool:
 def read_metadata(path: Path) -> dict[str, object]:
     """The metadata that `save_weights` put into a file's header."""
     InFiles("checkpoint", path)
-    with safe_open(path, framework="pt", device="cpu") as file:
+    with _open(path) as file:
         found: dict[str, object] = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
         return found
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite."""
-    return bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())

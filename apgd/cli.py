@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 
 from apgd.checkpoints import save_weights
 from apgd.errors import InputError
@@ -21,13 +21,15 @@ from apgd.execution import Executor, Here
 from apgd.files import check_writable, write_json
 from apgd.merging import Progress, merge_vectors
 from apgd.methods import Method, Parameter, methods
-from apgd.streaming import SHARD_BYTES, stream
+from apgd.streaming import SHARD_BYTES, check_apart, stream
 from apgd.suites import suites
 from apgd.summary import MergeSummary
 from apgd.task_vectors import TaskVectors
 
 _INPUT_ERROR = 2
 _INTERRUPTED = 130
+_WIDE = 200
+_SIZE = r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?"
 _METAVARS = {int: "K", float: "X", str: "NAME"}
 
 
@@ -104,7 +106,7 @@ def _add_merge(
 ) -> None:
     command = commands.add_parser(
         "merge",
-        help="merge experts into one safetensors file",
+        help="merge experts into one model",
         description="Merge experts that were fine-tuned from one base. Every two-dimensional "
         "weight is merged, or those that a suite merges; all other parameters are the base's.",
         epilog="Each method has parameters of its own: name one to see them here "
@@ -193,6 +195,8 @@ def _merge(options: argparse.Namespace) -> None:
     if len(experts) < len(options.expert):
         raise InputError(f"experts must have different names, but got {', '.join(options.expert)}")
     in_memory = options.out.suffix == ".safetensors"
+    if options.summary is not None:
+        _check_summary(options)
     _check_out(options.out, options.overwrite, [options.base, *experts.values()], in_memory)
     _check_device(options.device)
     with options.executor(options) as executor:
@@ -205,9 +209,12 @@ def _merge(options: argparse.Namespace) -> None:
             executor=executor,
         )
         method.check(vectors, settings)
-        needed = needs(method, vectors, in_memory=in_memory)
+        if not in_memory:
+            check_apart(options.out, vectors)
+        needed = needs(method, vectors, shard_bytes=None if in_memory else options.shard_size)
         check_memory(needed, vectors)
-        check_disk(needed.written_bytes, options.out)
+        if in_memory or options.plan:  # otherwise what is there already counts
+            check_disk(needed.written_bytes, options.out)
         console = Console(stderr=True, soft_wrap=True)
         seconds = expected_seconds(method, settings, vectors)
         console.print(f"{needed}; about {_duration(seconds)} of computing", highlight=False)
@@ -217,7 +224,7 @@ def _merge(options: argparse.Namespace) -> None:
             if in_memory:
                 merged = merge_vectors(method, settings, vectors, progress)
                 description = {"method": method.name, "params": params, "experts": sorted(experts)}
-                save_weights(options.out, merged, description)
+                save_weights(options.out, merged, description, for_transformers=True)
                 summary = merged.summary
             else:
                 summary = stream(
@@ -227,7 +234,10 @@ def _merge(options: argparse.Namespace) -> None:
     if options.summary is not None:
         write_json(options.summary, summary.as_dict())
     if options.details:
-        Console().print(_details(summary))
+        wide = Console()
+        if not wide.is_terminal:
+            wide.width = _WIDE  # a file has no width
+        wide.print(_details(summary))
     Console(soft_wrap=True).print(
         f"merged {len(experts)} experts with {method.title} into {options.out} "
         f"in {_duration(summary.seconds)}: {len(summary.layers)} matrices are merged, "
@@ -238,7 +248,16 @@ def _merge(options: argparse.Namespace) -> None:
 
 def _details(summary: MergeSummary) -> Table:
     table = Table(
-        "matrix", "shape", "‖τ‖", "λ", "k", "loss left", "kept", "‖θ − θ0‖", "s", box=None
+        Column("matrix", overflow="fold"),
+        "shape",
+        "‖τ‖",
+        "λ",
+        "k",
+        "loss left",
+        "kept",
+        "‖θ − θ0‖",
+        "s",
+        box=None,
     )
     for layer in summary.layers:
         details = layer.details
@@ -274,12 +293,21 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def _check_summary(options: argparse.Namespace) -> None:
+    summary = options.summary
+    if summary.suffix != ".json":
+        raise InputError(f"--summary must end in .json, but got {summary}")
+    if summary.exists() and not options.overwrite:
+        raise InputError(f"{summary} exists already; add --overwrite to replace it")
+    if not summary.parent.is_dir():
+        raise InputError(f"the folder of --summary must exist, but {summary.parent} does not")
+    check_writable(summary.parent, "the folder of --summary")
+
+
 def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path], in_memory: bool) -> None:
     """Raise InputError unless the merged weights can be written without losing anything."""
-    resolved = out.resolve()
-    for path in inputs:
-        if resolved in (path.resolve(), path.resolve().parent):
-            raise InputError(f"--out must not be one of the inputs or hold one, but got {out}")
+    if out.resolve() in [path.resolve() for path in inputs]:
+        raise InputError(f"--out must not be one of the inputs, but got {out}")
     if not out.parent.is_dir():
         raise InputError(f"the folder of --out must exist, but {out.parent} does not")
     if not in_memory:
@@ -293,11 +321,11 @@ def _check_out(out: Path, overwrite: bool, inputs: Sequence[Path], in_memory: bo
 
 def _bytes(text: str) -> int:
     """Bytes from a size such as 512MiB, 8GB or 1000000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         raise argparse.ArgumentTypeError(f"a size must look like 512MiB or 8GB, but got {text!r}")
     number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper()))
 
 
 @contextmanager

@@ -36,7 +36,9 @@ class Needs:
     working_bytes: int
     """Working memory of the merge, on the computing device."""
     result_bytes: int
-    """Memory for the result, where it is kept in memory."""
+    """Memory for the result, or for the shard of it that is being made."""
+    in_memory: bool
+    """Whether the result is kept in memory."""
 
     def __str__(self) -> str:
         return (
@@ -47,8 +49,8 @@ class Needs:
         )
 
 
-def needs(method: Method, vectors: TaskVectors, *, in_memory: bool) -> Needs:
-    """What this merge needs; `in_memory`, whether the result is kept there or goes to disk."""
+def needs(method: Method, vectors: TaskVectors, *, shard_bytes: int | None) -> Needs:
+    """What this merge needs; `shard_bytes` is None where the result is kept in memory."""
     base = vectors.base
     sizes = {name: math.prod(base.shape(name)) for name in base.names()}
     total = sum(size * base.dtype(name).itemsize for name, size in sizes.items())
@@ -69,10 +71,12 @@ def needs(method: Method, vectors: TaskVectors, *, in_memory: bool) -> Needs:
         matrices=len(vectors.names),
         read_bytes=method.passes * one_pass + total,
         written_bytes=total,
+        in_memory=shard_bytes is None,
         largest=largest,
         largest_bytes=largest_bytes,
         working_bytes=working,
-        result_bytes=total + 4 * merged if in_memory else 0,
+        # A shard is held once as tensors and once as bytes to be written.
+        result_bytes=total + 4 * merged if shard_bytes is None else 2 * min(shard_bytes, total),
     )
 
 
@@ -104,10 +108,17 @@ def check_memory(found: Needs, vectors: TaskVectors) -> None:
     host = free if device.type == "cpu" else free_memory(type(device)("cpu"))
     wanted = found.result_bytes + (found.working_bytes if device.type == "cpu" else 0)
     if wanted > host:
+        if found.in_memory:
+            what = "the result"
+            remedy = (
+                "write it to a folder instead, which keeps one shard in memory "
+                "(--out FOLDER, or apgd.merge_files)"
+            )
+        else:
+            what, remedy = "a shard of the result", "make shards smaller (--shard-size)"
         raise InputError(
-            f"{wanted / _GIB:.1f} GiB are needed to merge with the result in memory, but "
-            f"{host / _GIB:.1f} GiB are free; write it to a folder instead, which keeps one shard "
-            f"in memory (--out FOLDER, or apgd.merge_files)"
+            f"{wanted / _GIB:.1f} GiB are needed to merge with {what} in memory, but "
+            f"{host / _GIB:.1f} GiB are free; {remedy}"
         )
 
 

@@ -65,7 +65,7 @@ def merge(
     settings = chosen.parse(params)
     vectors = TaskVectors(base, experts, select, device=device, keep=False, executor=executor)
     chosen.check(vectors, settings)
-    check_memory(needs(chosen, vectors, in_memory=True), vectors)
+    check_memory(needs(chosen, vectors, shard_bytes=None), vectors)
     return merge_vectors(chosen, settings, vectors, progress)
 
 

@@ -4,11 +4,13 @@ A shard that is on disk is done; a merge that was interrupted goes on with the n
 else is kept between the two, and no more than one shard and the layers in work is ever in memory.
 """
 
+import fcntl
 import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from apgd.checkpoints import (
     INDEX,
+    SINGLE,
     InFiles,
     is_shard,
     read_metadata,
@@ -39,7 +42,7 @@ SHARD_BYTES = 2**28
 SUMMARY = "merge_summary.json"
 _JOB = "merge.json"
 _COPIED = (".json", ".txt", ".model", ".jinja")
-_NOT_COPIED = {INDEX, SUMMARY, _JOB}
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,39 @@ def stream(
     started = time.perf_counter()
     shards = plan_shards(vectors, shard_bytes)
     job = job_of(method, params, vectors, shards)
-    check_memory(needs(method, vectors, in_memory=False), vectors)
-    open_folder(out, job, overwrite)
+    check_memory(needs(method, vectors, shard_bytes=shard_bytes), vectors)
+    out = Path(out).resolve()  # as other machines are told it
+    check_apart(out, vectors)
+    done = {
+        shard.file: found for shard in shards if (found := _finished(out, shard, job)) is not None
+    }
+    missing = [shard for shard in shards if shard.file not in done]
+    check_disk(sum(_bytes(vectors, name) for shard in missing for name in shard.names), out)
+    _check_folder(out, job, overwrite)
+    with _alone_in(out):
+        return _write(method, params, vectors, out, shards, job, done, progress, started)
+
+
+def _write(
+    method: Method,
+    params: MethodParams,
+    vectors: TaskVectors,
+    out: Path,
+    shards: list[Shard],
+    job: dict[str, Any],
+    done: dict[str, list[LayerSummary]],
+    progress: Progress | None,
+    started: float,
+) -> MergeSummary:
+    missing = [shard for shard in shards if shard.file not in done]
     sizes = {name: _entries(vectors, name) for name in vectors.base.names()}
-    done = {shard.file: found for shard in shards if (found := _finished(out, shard, job))}
     report = progress or (lambda _done, _total: None)
     written = sum(sizes[name] for shard in shards if shard.file in done for name in shard.names)
     report(written, sum(sizes.values()))
-    missing = [shard for shard in shards if shard.file not in done]
-    check_disk(sum(_bytes(vectors, name) for shard in missing for name in shard.names), out)
+    if not missing and (out / INDEX).exists():
+        return MergeSummary.from_dict(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
+    _clean(out, keep=set(done))
+    write_json(out / _JOB, job)
     if missing:
         prepared = method.prepare(vectors, params)
         write = partial(_write_shard, method, params, prepared, job["key"], out)
@@ -166,6 +193,7 @@ def job_of(
     job = {
         "method": method.name,
         "params": params.as_dict(),
+        "experts": list(vectors.experts),  # in their order
         "inputs": {name: source.identity() for name, source in vectors.sources.items()},
         "merged": list(vectors.names),
         "shards": [asdict(shard) for shard in shards],
@@ -175,34 +203,78 @@ def job_of(
     return {**job, "key": content_key(job)}
 
 
-def open_folder(out: Path, job: dict[str, Any], overwrite: bool) -> None:
-    """Make the output folder, or find the begun merge in it.
+def check_apart(out: Path, vectors: TaskVectors) -> None:
+    """Raise InputError where the output is one of the inputs, or there are none to read."""
+    out = out.resolve()
+    for source in vectors.sources.values():
+        if not source.paths():
+            raise InputError(f"{source.label} must be given as a path, but is in memory")
+        for path in source.paths():
+            # Where a link lies counts as much as what it leads to.
+            if out in (path.parent.resolve(), path.resolve().parent, path.resolve()):
+                raise InputError(
+                    f"the output must not be one of the inputs or hold one, but {out} is or does: "
+                    f"{source.label}"
+                )
 
-    Raises:
-        InputError: where the folder holds anything else, or cannot be written to.
-    """
+
+def _check_folder(out: Path, job: dict[str, Any], overwrite: bool) -> None:
+    """Raise InputError where the folder holds anything but this merge, or cannot be written to."""
     if out.exists() and not out.is_dir():
         raise InputError(f"the output must be a folder, but {out} is a file")
     check_writable(out, "the output folder")
     found = out / _JOB
     if found.exists() and not overwrite:
-        known = json.loads(found.read_text(encoding="utf-8"))
+        known = _read_job(found)
         if known["key"] != job["key"]:
             differing = sorted(key for key in job if key != "key" and known.get(key) != job[key])
             raise InputError(
-                f"{out} holds another merge (its {' and '.join(differing)} differ); "
+                f"{out} holds another merge, with other {' and '.join(differing)}; "
                 f"choose another folder, or replace it with --overwrite"
             )
-    elif not found.exists() and not overwrite and any(out.iterdir()):
+    foreign = [p.name for p in out.iterdir() if not is_leftover(p) and p.name != _LOCK]
+    if foreign and not found.exists() and not overwrite:
         raise InputError(
-            f"{out} holds files that are not of a merge, the first being "
-            f"{min(path.name for path in out.iterdir())}; choose another folder, "
-            f"or replace its weights with --overwrite"
+            f"{out} holds files that are not of a merge, the first being {min(foreign)}; "
+            f"choose another folder, or replace its weights with --overwrite"
         )
+
+
+def _clean(out: Path, keep: set[str]) -> None:
+    """Remove what killed processes left, and weights that are not of this merge."""
     for path in out.iterdir():
-        if is_leftover(path) or (overwrite and (is_shard(path) or path.name in _NOT_COPIED)):
+        weights = is_shard(path) or path.name in (SINGLE, INDEX, SUMMARY, _JOB)
+        if is_leftover(path) or (weights and path.name not in keep):
             path.unlink()
-    write_json(found, job)
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder: two processes at once would remove each other's files.
+
+    Raises:
+        InputError: where another process holds it.
+    """
+    with (out / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is writing to {out}; wait for it") from None
+        try:
+            yield
+        finally:
+            (out / _LOCK).unlink(missing_ok=True)
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    try:
+        job = json.loads(path.read_text(encoding="utf-8"))
+        return {**job, "key": str(job["key"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} must say what is merged there, but is damaged; choose another folder, "
+            f"or replace its weights with --overwrite"
+        ) from error
 
 
 def _write_all(
@@ -240,7 +312,8 @@ def _write_shard(
         if name not in tensors:
             tensors[name] = vectors.applied(name, {})
     layers.sort(key=lambda layer: layer["name"])
-    save_weights(out / shard.file, dict(sorted(tensors.items())), {"key": key, "layers": layers})
+    told = {"key": key, "layers": layers}
+    save_weights(out / shard.file, dict(sorted(tensors.items())), told, for_transformers=True)
     return layers
 
 
@@ -249,7 +322,10 @@ def _finished(out: Path, shard: Shard, job: dict[str, Any]) -> list[LayerSummary
     path = out / shard.file
     if not path.exists():
         return None
-    found: Any = read_metadata(path)
+    try:
+        found: Any = read_metadata(path)
+    except InputError:  # damaged after it was written: it is written again
+        return None
     if found.get("key") != job["key"]:
         return None
     return [layer_from_dict(layer) for layer in found["layers"]]
@@ -261,7 +337,8 @@ def _copy_companions(vectors: TaskVectors, out: Path) -> None:
     if not isinstance(base, InFiles) or base.folder is None:
         return
     for path in sorted(base.folder.iterdir()):
-        if path.is_file() and path.suffix in _COPIED and path.name not in _NOT_COPIED:
+        taken = path.name in (SUMMARY, _JOB) or path.name.endswith(".index.json")
+        if path.is_file() and path.suffix in _COPIED and not taken:
             with atomic_path(out / path.name) as temporary:
                 shutil.copyfile(path, temporary)
 

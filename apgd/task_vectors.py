@@ -100,7 +100,7 @@ class TaskVectors:
     def _tied(self) -> dict[str, str]:
         if not isinstance(self._base, InMemory):
             return {}
-        tied = self._base.tied()
+        tied = self._base.tied
         for expert in self._experts.values():
             for name, other in tied.items():
                 if not torch.equal(expert[name], expert[other]):
@@ -176,6 +176,10 @@ class TaskVectors:
         for number, expert in enumerate(self._experts.values()):
             value = _checked(expert, name).to(self.device, torch.float32)
             torch.sub(value, base, out=stacked[:, number])
+        if not is_finite(stacked):
+            raise InputError(
+                f"differences from the base must fit into float32, but those of {name} do not"
+            )
         tau = stacked.transpose(0, 1)
         if self._keep:
             self._kept[name] = tau
@@ -250,14 +254,21 @@ class TaskVectors:
         The sum is taken in float32 (float64 for a float64 base).
 
         Raises:
-            InputError: where the parameter of the base holds NaN or infinite values.
+            InputError: where the parameter of the base, or the sum in the base's dtype, holds NaN
+                or infinite values.
         """
         tensor = _checked(self._base, name)
         name = self.tied.get(name, name)
         if name not in delta:
             return tensor.clone() if isinstance(self._base, InMemory) else tensor
-        wide = torch.promote_types(tensor.dtype, torch.float32)
-        return tensor.to(wide).add(delta[name].to("cpu", wide)).to(tensor.dtype)
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        result = tensor.to(wide).add(delta[name].to("cpu", wide)).to(tensor.dtype)
+        if not is_finite(result):
+            raise InputError(
+                f"the merged {name} exceeds what {tensor.dtype} can hold; smaller coefficients, "
+                f"or a base of a wider type, would avoid that"
+            )
+        return result
 
 
 def _on_one(function: Callable[[str, Tensor], R], vectors: TaskVectors, name: str) -> R:

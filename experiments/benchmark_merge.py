@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    base, experts = _weights(*_WIDTHS[options.model], options.experts)
+    base, experts = random_weights(*_WIDTHS[options.model], options.experts)
     found: list[dict[str, Any]] = []
     reference: State | None = None
     if "fusion-bench" not in options.without:
@@ -104,7 +104,7 @@ def main() -> None:
             raise SystemExit(f"{row['row']} differs from FusionBench by {row['difference']:.1e}")
 
 
-def _weights(width: int, blocks: int, experts: int) -> tuple[State, dict[str, State]]:
+def random_weights(width: int, blocks: int, experts: int) -> tuple[State, dict[str, State]]:
     """Random weights; what fine-tuning changed has a decaying spectrum, as it has in reality."""
     generator = torch.Generator().manual_seed(0)
     shapes = dict.fromkeys(("q", "k", "v", "out"), (width, width))

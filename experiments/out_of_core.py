@@ -7,7 +7,7 @@ memory of both with the bound: largest matrix x (N + 6) x 4 bytes + 1.5 GB.
 
 import argparse
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,16 +101,25 @@ def _write_model(folder: Path, base: Path, shapes: dict[str, tuple[int, int]], s
 
 def _run(command: list[str], is_enough) -> tuple[float, int, int]:  # type: ignore[no-untyped-def]
     """Run until done, or kill it as soon as `is_enough`; seconds, peak memory, exit status."""
-    started = time.perf_counter()
+    started, peak = time.perf_counter(), 0
     process = subprocess.Popen(command)  # noqa: S603 - our own command
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            seconds = time.perf_counter() - started
-            return seconds, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)
+    while process.poll() is None:
+        # Not ru_maxrss, in which this process's own peak would count from before the exec.
+        peak = max(peak, _peak_of(process.pid))
         if is_enough():
             process.send_signal(signal.SIGKILL)
-        time.sleep(0.2)
+        time.sleep(0.1)
+    return time.perf_counter() - started, peak, process.returncode
+
+
+def _peak_of(pid: int) -> int:
+    """Peak resident memory of a process so far, in bytes; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

@@ -40,14 +40,16 @@ class Elsewhere:
         raise NotImplementedError
 
 
-def found(model: Make, *, in_memory: bool, memory: int | None = None) -> tuple[Needs, TaskVectors]:
+def found(
+    model: Make, *, shard_bytes: int | None, memory: int | None = None
+) -> tuple[Needs, TaskVectors]:
     vectors = TaskVectors(*model(3), executor=Here(memory))
-    return needs(methods["ties"], vectors, in_memory=in_memory), vectors
+    return needs(methods["ties"], vectors, shard_bytes=shard_bytes), vectors
 
 
 class TestNeeds:
     def test_they_are_counted_from_the_shapes(self, model: Make) -> None:
-        counted, _ = found(model, in_memory=False)
+        counted, _ = found(model, shard_bytes=0)
         assert counted == Needs(
             parameters=ALL,
             merged=MERGED,
@@ -58,17 +60,22 @@ class TestNeeds:
             largest_bytes=4 * WIDE * (3 + 6),
             working_bytes=4 * WIDE * (3 + 6) + 2**28,
             result_bytes=0,
+            in_memory=False,
         )
 
+    def test_a_shard_is_held_twice_and_is_no_larger_than_the_model(self, model: Make) -> None:
+        assert found(model, shard_bytes=10)[0].result_bytes == 20
+        assert found(model, shard_bytes=GIB)[0].result_bytes == 8 * ALL
+
     def test_a_result_in_memory_takes_the_model_and_what_is_added_to_it(self, model: Make) -> None:
-        counted, _ = found(model, in_memory=True)
+        counted, _ = found(model, shard_bytes=None)
         assert counted.result_bytes == 4 * ALL + 4 * MERGED
 
     def test_types_and_passes_count(self, model: Make) -> None:
         base, experts = model(2)
         half = {n: t.bfloat16() for n, t in base.items()}
         mixed = {"x": half, "y": experts["expert1"]}
-        counted = needs(methods["task_arithmetic"], TaskVectors(half, mixed), in_memory=True)
+        counted = needs(methods["task_arithmetic"], TaskVectors(half, mixed), shard_bytes=None)
         assert counted.read_bytes == (2 + 2 + 4) * MERGED + 2 * ALL
         assert counted.written_bytes == 2 * ALL
         assert counted.result_bytes == 2 * ALL + 4 * MERGED
@@ -78,23 +85,23 @@ class TestNeeds:
         base, experts = model(2)
         tied = base | {"head": base["wide"]}
         both = {e: state | {"head": state["wide"]} for e, state in experts.items()}
-        counted = needs(methods["ties"], TaskVectors(tied, both), in_memory=False)
+        counted = needs(methods["ties"], TaskVectors(tied, both), shard_bytes=0)
         assert (counted.merged, counted.matrices) == (MERGED, 4)
         assert counted.written_bytes == 4 * (ALL + WIDE)
 
     def test_only_what_is_selected_is_read(self, model: Make) -> None:
         vectors = TaskVectors(*model(2), select=lambda name, _tensor: name == "row")
-        counted = needs(methods["weight_averaging"], vectors, in_memory=False)
+        counted = needs(methods["weight_averaging"], vectors, shard_bytes=0)
         assert (counted.merged, counted.largest) == (7, "row")
         assert counted.read_bytes == 4 * (3 * 7 + ALL)
 
     def test_memory_that_is_allowed_counts_and_never_less_than_the_largest_needs(
         self, model: Make
     ) -> None:
-        assert found(model, in_memory=False, memory=10 * GIB)[0].working_bytes == 10 * GIB
-        assert found(model, in_memory=False, memory=1)[0].working_bytes == 4 * WIDE * 9
+        assert found(model, shard_bytes=0, memory=10 * GIB)[0].working_bytes == 10 * GIB
+        assert found(model, shard_bytes=0, memory=1)[0].working_bytes == 4 * WIDE * 9
         elsewhere = TaskVectors(*model(3), executor=Elsewhere())
-        counted = needs(methods["ties"], elsewhere, in_memory=False)
+        counted = needs(methods["ties"], elsewhere, shard_bytes=0)
         assert counted.working_bytes == 4 * WIDE * 9
 
     def test_they_read_as_a_sentence(self) -> None:
@@ -102,7 +109,7 @@ class TestNeeds:
             Needs(
                 parameters=151_300_000, merged=85_000_000, matrices=48, read_bytes=9 * GIB,
                 written_bytes=GIB // 2, largest="w", largest_bytes=GIB // 4,
-                working_bytes=GIB // 2, result_bytes=GIB,
+                working_bytes=GIB // 2, result_bytes=GIB, in_memory=True,
             )
         )  # fmt: skip
         assert text == (
@@ -127,9 +134,9 @@ class TestMemory:
             match=r"for wide \(6 x 15\) with 3 experts, but cpu has .*; merge fewer experts at a "
             r"time \(--expert\), or less of the model \(--suite, select\)",
         ):
-            check_memory(*found(model, in_memory=False, memory=1))
+            check_memory(*found(model, shard_bytes=0, memory=1))
         free(4 * WIDE * 9)
-        check_memory(*found(model, in_memory=False, memory=1))
+        check_memory(*found(model, shard_bytes=0, memory=1))
 
     @pytest.mark.parametrize("memory", [10 * GIB, None])
     def test_too_much_side_by_side(
@@ -139,7 +146,7 @@ class TestMemory:
         with pytest.raises(
             InputError, match=r"but cpu has 0.1 GiB free; allow less .* side by side \(--memory\)"
         ):
-            check_memory(*found(model, in_memory=False, memory=memory))
+            check_memory(*found(model, shard_bytes=0, memory=memory))
 
     def test_a_result_too_large(self, model: Make, free: Callable[..., None]) -> None:
         wanted = 4 * WIDE * 9 + 4 * (ALL + MERGED)
@@ -147,22 +154,22 @@ class TestMemory:
         with pytest.raises(
             InputError, match=r"with the result in memory.* write it to a folder .*--out FOLDER"
         ):
-            check_memory(*found(model, in_memory=True, memory=1))
-        check_memory(*found(model, in_memory=False, memory=1))
+            check_memory(*found(model, shard_bytes=None, memory=1))
+        check_memory(*found(model, shard_bytes=0, memory=1))
         free(wanted)
-        check_memory(*found(model, in_memory=True, memory=1))
+        check_memory(*found(model, shard_bytes=None, memory=1))
 
     def test_a_gpu_too_small(self, model: Make, free: Callable[..., None]) -> None:
         free(cpu=GIB, cuda=1000)
         vectors = TaskVectors(*model(3), device="cuda", executor=Here(1))
         with pytest.raises(InputError, match=r"but cuda has .*; merge on the CPU \(--device cpu\)"):
-            check_memory(needs(methods["ties"], vectors, in_memory=False), vectors)
+            check_memory(needs(methods["ties"], vectors, shard_bytes=0), vectors)
 
     def test_with_a_gpu_the_result_is_beside_it(
         self, model: Make, free: Callable[..., None]
     ) -> None:
         vectors = TaskVectors(*model(3), device="cuda", executor=Here(1))
-        wanted = needs(methods["ties"], vectors, in_memory=True)
+        wanted = needs(methods["ties"], vectors, shard_bytes=None)
         free(cpu=4 * (ALL + MERGED), cuda=4 * WIDE * 9)
         check_memory(wanted, vectors)
         free(cpu=4 * (ALL + MERGED) - 1, cuda=4 * WIDE * 9)
@@ -172,7 +179,7 @@ class TestMemory:
     def test_other_machines_are_not_asked(self, model: Make, free: Callable[..., None]) -> None:
         free(0)
         vectors = TaskVectors(*model(3), executor=Elsewhere())
-        check_memory(needs(methods["ties"], vectors, in_memory=False), vectors)
+        check_memory(needs(methods["ties"], vectors, shard_bytes=0), vectors)
 
 
 def test_the_disk_is_that_of_the_nearest_folder(
@@ -241,6 +248,7 @@ class TestFreeMemory:
             (tmp_path / "used").write_text(used)
             monkeypatch.setattr("apgd.machine._CGROUP_LIMIT", tmp_path / "limit")
             monkeypatch.setattr("apgd.machine._CGROUP_USED", tmp_path / "used")
+            monkeypatch.setattr("apgd.machine._CGROUP_CACHE", tmp_path / "stat")
 
         return write
 

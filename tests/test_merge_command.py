@@ -166,7 +166,7 @@ class TestFolder:
         before = tree(tmp_path)
         assert main([*command, "--method", "ties", "--coefficient", "0.5"]) == 2
         error = capsys.readouterr().err
-        assert "holds another merge (its params differ)" in error
+        assert "holds another merge, with other params" in error
         assert "replace it with --overwrite" in error
         assert tree(tmp_path) == before
         assert main([*command, "--method", "ties", "--coefficient", "0.5", "--overwrite"]) == 0
@@ -183,7 +183,6 @@ class TestFolder:
         assert same_bits(load_weights(out, "x")["tall"], merge("ties", base, experts)["tall"])
         assert (out / "config.json").read_text() == "{}"
 
-    @pytest.mark.xfail(strict=True, reason="the command asks for room for the whole model again")
     def test_it_is_finished_with_room_for_what_is_missing(
         self, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -229,12 +228,10 @@ def test_the_summary_is_written_where_asked(
 
 
 @pytest.mark.parametrize("target", ["expert1.safetensors", "merged.safetensors"])
-@pytest.mark.xfail(strict=True, reason="--summary is written over weights")
 def test_the_summary_overwrites_no_weights(target: str, files: list[str], tmp_path: Path) -> None:
     assert main([*files, "--method", "ties", "--summary", str(tmp_path / target)]) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="found out after the merge")
 def test_a_summary_that_cannot_be_written_is_refused_before(
     files: list[str], tmp_path: Path
 ) -> None:
@@ -255,7 +252,6 @@ class TestDetails:
             assert shape in line
         assert not any(" bias " in line for line in lines)
 
-    @pytest.mark.xfail(strict=True, reason="long names are cut off where the output is narrow")
     def test_long_names_are_whole(
         self, tmp_path: Path, model: Make, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -337,7 +333,7 @@ class TestInputsAreSafe:
         before = tree(tmp_path)
         command = [*files, "--method", "ties", "--overwrite", "--out", str(tmp_path / target)]
         assert main(command) == 2
-        assert "--out must not be one of the inputs or hold one" in capsys.readouterr().err
+        assert "must not be one of the inputs" in capsys.readouterr().err
         assert tree(tmp_path) == before
 
     @pytest.mark.parametrize("target", ["x", "x/../x", "x/model.safetensors.index.json", "link"])
@@ -351,7 +347,6 @@ class TestInputsAreSafe:
         assert main([*command, "--out", str(tmp_path / target)]) == 2
         assert tree(tmp_path) == before
 
-    @pytest.mark.xfail(strict=True, reason="a link is resolved to where it points before it is")
     def test_a_folder_of_links(self, files: list[str], tmp_path: Path, model: Make) -> None:
         save_shards(tmp_path / "blobs", model(1)[1]["expert0"])
         (tmp_path / "x").mkdir()

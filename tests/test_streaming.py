@@ -181,7 +181,6 @@ class TestFolder:
         assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in base.items()}
         assert equal(found, merge("weight_averaging", base, {"x": loaded(paths["x"])}))
 
-    @pytest.mark.xfail(strict=True, reason="transformers 4 and accelerate refuse such files")
     def test_shards_say_that_they_are_of_torch(self, files: Files, out: Path) -> None:
         merge_files("ties", *files, out, shard_bytes=SMALL)
         for path in shards_of(out):
@@ -288,19 +287,15 @@ class TestInterruption:
         assert not any((out / name).exists() for name in leftovers)
         assert (out / "notes.txt").read_text() == "half"
 
-    @pytest.mark.xfail(strict=True, reason="a folder with nothing but a leftover is refused")
     def test_killed_before_anything_was_written(self, files: Files, out: Path) -> None:
         out.mkdir()
         (out / f".{JOB}.k3x_.part").write_text("{")
         merge_files("ties", *files, out)
 
-    def test_a_truncated_shard_is_refused_by_name(self, files: Files, out: Path) -> None:
+    def test_a_truncated_shard_is_written_again(self, files: Files, out: Path) -> None:
         merge_files("ties", *files, out, shard_bytes=SMALL)
         weights, damaged = loaded(out), shards_of(out)[1]
         damaged.write_bytes(damaged.read_bytes()[:-4])
-        with pytest.raises(InputError, match=f"{damaged.name}.* may be truncated"):
-            merge_files("ties", *files, out, shard_bytes=SMALL)
-        damaged.unlink()
         merge_files("ties", *files, out, shard_bytes=SMALL)
         assert equal(loaded(out), weights)
 
@@ -368,7 +363,7 @@ class TestAnotherMergeInTheFolder:
     ) -> None:
         before = content(begun)
         options: dict[str, Any] = {"method": "ties", "shard_bytes": SMALL, **change}
-        with pytest.raises(InputError, match=rf"another merge \(its {differing} differ\).*--overw"):
+        with pytest.raises(InputError, match=rf"another merge, with other {differing}.*--overw"):
             merge_files(options.pop("method"), *files, begun, **options)
         assert content(begun) == before
 
@@ -377,15 +372,14 @@ class TestAnotherMergeInTheFolder:
         fewer = {name: experts[name] for name in ("expert0", "expert1")}
         renamed = {name.upper(): path for name, path in experts.items()}
         for other in (fewer, renamed):
-            with pytest.raises(InputError, match=r"another merge \(its inputs differ\)"):
+            with pytest.raises(InputError, match="another merge, with other (experts and )?inputs"):
                 merge_files("ties", base, other, begun, shard_bytes=SMALL)
         changed = loaded(experts["expert1"])
         changed["bias"] += 1
         save_weights(experts["expert1"], changed)
-        with pytest.raises(InputError, match=r"another merge \(its inputs differ\)"):
+        with pytest.raises(InputError, match="another merge, with other (experts and )?inputs"):
             merge_files("ties", base, experts, begun, shard_bytes=SMALL)
 
-    @pytest.mark.xfail(strict=True, reason="the order of the experts is not in the job's key")
     def test_experts_in_another_order_differ(self, files: Files, begun: Path) -> None:
         turned = dict(reversed(files[1].items()))
         with pytest.raises(InputError, match="another merge"):
@@ -395,7 +389,7 @@ class TestAnotherMergeInTheFolder:
         self, files: Files, begun: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("apgd.streaming.source_hash", lambda *_modules: "000000000000")
-        with pytest.raises(InputError, match=r"another merge \(its code differ\)"):
+        with pytest.raises(InputError, match=r"another merge, with other code"):
             merge_files("ties", *files, begun, shard_bytes=SMALL)
 
     def test_overwrite_replaces_it(self, files: Files, begun: Path, tmp_path: Path) -> None:
@@ -407,7 +401,6 @@ class TestAnotherMergeInTheFolder:
         assert (begun / "notes.txt").read_text() == "mine"
 
     @pytest.mark.parametrize("text", ["{}", "[]", "not JSON"])
-    @pytest.mark.xfail(strict=True, reason="ends in a KeyError, TypeError or JSONDecodeError")
     def test_a_foreign_file_of_that_name_is_an_input_error(
         self, text: str, files: Files, out: Path
     ) -> None:
@@ -443,14 +436,12 @@ class TestForeignFolder:
         assert len(shards_of(out)) == 1
         assert (out / "thesis.txt").read_text() == "precious"
 
-    @pytest.mark.xfail(strict=True, reason="the old model.safetensors stays; others load it first")
     def test_overwrite_leaves_no_second_model(self, files: Files, out: Path) -> None:
         out.mkdir()
         shutil.copy(files[0], out / "model.safetensors")
         merge_files("ties", *files, out, overwrite=True)
         assert not (out / "model.safetensors").exists()
 
-    @pytest.mark.xfail(strict=True, reason="the base's shards are deleted before they are read")
     def test_an_input_is_never_overwritten(self, files: Files, tmp_path: Path) -> None:
         merge_files("ties", *files, tmp_path / "base")
         before = content(tmp_path / "base")
@@ -472,7 +463,6 @@ class TestRefusedBeforeAnythingIsWritten:
             merge_files("ties", *files, out)
         assert not shards_of(out)
 
-    @pytest.mark.xfail(strict=True, reason="the folder and its merge.json are made first")
     def test_no_disk_leaves_no_folder(
         self, files: Files, out: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -481,7 +471,6 @@ class TestRefusedBeforeAnythingIsWritten:
             merge_files("ties", *files, out)
         assert not out.exists()
 
-    @pytest.mark.xfail(strict=True, reason="the old merge is deleted before the disk is looked at")
     def test_no_disk_keeps_what_would_be_overwritten(
         self, files: Files, out: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -111,7 +111,6 @@ def test_types_of_eight_bits_may_stay_as_they_are(model: Make) -> None:
     assert same_bits(merged["low"], base["low"])
 
 
-@pytest.mark.xfail(strict=True, reason="a RuntimeError: float8 is not promoted")
 def test_bases_of_eight_bits_merge(model: Make) -> None:
     base, experts = model(2)
     low = {n: t.to(torch.float8_e4m3fn) for n, t in base.items()}
@@ -131,7 +130,6 @@ def test_bases_of_eight_bits_merge(model: Make) -> None:
         (torch.full((2, 2), 3e38), torch.full((2, 2), -3e38)),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="entries beyond the type become infinite or NaN, silently")
 def test_results_beyond_the_range_of_their_type_are_refused(base: Tensor, expert: Tensor) -> None:
     with pytest.raises(InputError, match="w "):
         merge("task_arithmetic", {"w": base}, {"x": {"w": expert}}, coefficient=1.0)
