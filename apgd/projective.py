@@ -90,7 +90,7 @@ def gap_loss(
     """L(Δ) = Σ_i Σ_rows ( Σ_cols τ_i ⊙ (τ_i − Σ_j λ_j (τ_j + Δ)) )²."""
 
     def of(part: Tensor, rows: slice) -> Tensor:
-        merged = _weighted_sum(coefficients, part + modification[rows])
+        merged = _weighted_sum(coefficients, part) + coefficients.sum() * modification[rows]
         gaps = (part * (part - merged)).sum(dim=2)  # (N, rows)
         return gaps.double().square().sum()
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from apgd.lanes import lanes
 
-_ENTRIES = 2**20
+_ENTRIES = 2**18
 
 
 def strips(
     tau: Tensor,  # (N, m, n)
 ) -> list[slice]:
-    """Row ranges of about a million entries of τ each."""
+    """Row ranges of about 2^18 entries of τ each."""
     count, m, n = tau.shape
     rows = max(1, _ENTRIES // (count * n))
     return [slice(low, min(low + rows, m)) for low in range(0, m, rows)]

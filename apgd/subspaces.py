@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import cython_lapack
 from torch import Tensor
 
-_BLOCK = 256
+_PANEL = 1024
 
 
 def leading_left_singular_vectors(
@@ -26,7 +26,7 @@ def leading_left_singular_vectors(
     count = min(count, m, n)
     if count == 0:
         return matrix.new_zeros(m, 0)
-    gram = _lower_gram(matrix if m <= n else matrix.T)
+    gram = _gram(matrix if m <= n else matrix.T)
     squares, vectors = _leading_eigenvectors(gram, count)
     cutoff = squares[0] * (max(m, n) * torch.finfo(torch.float32).eps) ** 2
     leading = vectors[:, : int((squares > cutoff).sum())]
@@ -36,20 +36,19 @@ def leading_left_singular_vectors(
     return leading.to(matrix.dtype)
 
 
-def _lower_gram(
+def _gram(
     matrix: Tensor,  # (m, n), m <= n
 ) -> Tensor:  # (m, m), float64
-    """A Aᵀ, of which only the blocks on and below the diagonal are filled.
-
-    A is widened to float64 a few columns at a time, so that no second copy of it is needed.
-    """
+    """A Aᵀ; A is widened to float64 a few columns at a time, so no second copy of it is needed."""
     m, n = matrix.shape
     gram = torch.zeros(m, m, dtype=torch.float64, device=matrix.device)
-    for first in range(0, n, 4 * _BLOCK):
-        columns = matrix[:, first : first + 4 * _BLOCK].double()
-        for low in range(0, m, _BLOCK):
-            block = slice(low, low + _BLOCK)
-            gram[low:, block].addmm_(columns[low:], columns[block].T)
+    for first in range(0, n, _PANEL):
+        columns = matrix[:, first : first + _PANEL].double()
+        if columns.device.type == "cpu":
+            array = columns.numpy()
+            gram += torch.from_numpy(array @ array.T)  # NumPy sees the symmetry, and does half
+        else:
+            gram.addmm_(columns, columns.T)
     return gram
 
 
@@ -58,14 +57,14 @@ def _wide_product(
     vectors: Tensor,  # (n, k), float64
 ) -> Tensor:  # (m, k), float64
     product = vectors.new_empty(matrix.shape[0], vectors.shape[1])
-    for first in range(0, matrix.shape[0], 4 * _BLOCK):
-        rows = slice(first, first + 4 * _BLOCK)
+    for first in range(0, matrix.shape[0], _PANEL):
+        rows = slice(first, first + _PANEL)
         torch.mm(matrix[rows].double(), vectors, out=product[rows])
     return product
 
 
 def _leading_eigenvectors(
-    gram: Tensor,  # (s, s), float64; only its lower triangle is read, and it is overwritten
+    gram: Tensor,  # (s, s), float64; overwritten
     count: int,
 ) -> tuple[Tensor, Tensor]:  # (count,), (s, count)
     """The `count` largest eigenvalues in descending order, and their eigenvectors."""
@@ -91,7 +90,7 @@ def _some_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
             work, integers = np.empty(int(work[0])), np.empty(int(integers[0]), np.intc)
             lengths = (len(work), len(integers))
         _dsyevr()(
-            b"V", b"I", b"U",  # the upper triangle of a Fortran array is the lower one of C
+            b"V", b"I", b"U",
             _int(size), _address(gram.numpy()), _int(size),
             ctypes.byref(none), ctypes.byref(none), _int(size - count + 1), _int(size),
             ctypes.byref(none), ctypes.byref(found), _address(values),

@@ -170,13 +170,15 @@ class TaskVectors:
         """
         if name in self._kept:
             return self._kept[name]
-        base = _checked(self._base, name).to(self.device, torch.float32)
+        base = self._base[name].to(self.device, torch.float32)
         rows, *rest = base.shape
         stacked = torch.empty((rows, len(self), *rest), device=self.device)
         for number, expert in enumerate(self._experts.values()):
-            value = _checked(expert, name).to(self.device, torch.float32)
+            value = expert[name].to(self.device, torch.float32)
             torch.sub(value, base, out=stacked[:, number])
-        if not is_finite(stacked):
+        if not is_finite(stacked):  # as they are not where one of the two is not
+            for weights in self.sources.values():
+                _checked(weights, name)
             raise InputError(
                 f"differences from the base must fit into float32, but those of {name} do not"
             )
