@@ -12,12 +12,14 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from apgd import TaskVectors
+from apgd.checkpoints import save_weights
 from apgd.cost import Cost
 from apgd.files import write_json
 from apgd.machine import name_of
@@ -70,18 +72,19 @@ def main() -> None:
 def _measured(blocks: int, experts: int, solver: str, console: Console) -> dict[str, object]:
     method = methods["doge_ta"]
     params = method.parse({"solver": solver})
-    base, tuned = random_weights(768, blocks, experts)
-    with ray_session(address="local", cpus=8) as cluster:
+    with TemporaryDirectory() as folder, ray_session(address="local", cpus=8) as cluster:
+        base, *tuned = _written(Path(folder), blocks, experts)
         cpus = torch.get_num_threads()
         real = {}
         merged = {}
         for workers in sorted({1, cpus}):
             with RayExecutor(replace(cluster, workers=workers, threads_per_worker=1)) as executor:
-                vectors = TaskVectors(base, tuned, keep=False, executor=executor)
+                named = {path.stem: path for path in tuned}
+                vectors = TaskVectors(base, named, keep=False, executor=executor)
                 started = time.perf_counter()
                 merged[workers] = merge_vectors(method, params, vectors)
                 real[workers] = time.perf_counter() - started
-        same = all(torch.equal(merged[1][n], merged[cpus][n]) for n in base)
+        same = all(torch.equal(merged[1][name], merged[cpus][name]) for name in merged[1])
         seconds = {layer.name: layer.seconds for layer in merged[1].summary.layers}
         order = vectors.largest_first()
         replayed = {
@@ -95,9 +98,9 @@ def _measured(blocks: int, experts: int, solver: str, console: Console) -> dict[
             str(workers), f"{real[workers]:.1f} s" if workers in real else "–",
             f"{makespan:.1f} s", f"{ideal:.1f} s", f"{100 * ideal / makespan:.0f} %",
         )  # fmt: skip
+    entries = sum(tensor.numel() for tensor in merged[1].values())
     console.print(
-        f"{len(order)} matrices, {sum(t.numel() for t in base.values()) / 1e6:.0f} M parameters, "
-        f"{experts} experts, solver {solver}: {total:.1f} s of work; results of 1 and {cpus} "
+        f"{len(order)} matrices, {entries / 1e6:.0f} M parameters, {experts} experts, solver {solver}: {total:.1f} s of work; results of 1 and {cpus} "
         f"workers are {'the same bits' if same else 'DIFFERENT'}",
         highlight=False,
     )
@@ -106,6 +109,16 @@ def _measured(blocks: int, experts: int, solver: str, console: Console) -> dict[
     return {
         "work_seconds": total, "same_bits": same, "merge_seconds": real, "replayed": spans,
     }  # fmt: skip
+
+
+def _written(folder: Path, blocks: int, experts: int) -> list[Path]:
+    """The base and the experts on disk, from where each worker reads them itself."""
+    base, tuned = random_weights(768, blocks, experts)
+    paths = []
+    for name, state in ({"base": base} | tuned).items():
+        paths.append(folder / f"{name}.safetensors")
+        save_weights(paths[-1], state)
+    return paths
 
 
 def _sleep(seconds: list[float], _vectors: TaskVectors, index: int) -> None:

@@ -204,7 +204,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(
         "\nDifference: ‖ours − FusionBench's‖ / ‖FusionBench's‖ of θ − θ0; the exact solver's "
         "result is another on purpose.\nOf the machine: the time that the operations and bytes "
-        "would take at its measured rates, one after the other\n(decompositions, which are slower than "
+        "would take at its measured rates, one after the other\n(decompositions, slower than "
         "matrix products, are counted with a weight from measurements).",
         highlight=False,
     )
