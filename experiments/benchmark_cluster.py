@@ -100,8 +100,9 @@ def _measured(blocks: int, experts: int, solver: str, console: Console) -> dict[
         )  # fmt: skip
     entries = sum(tensor.numel() for tensor in merged[1].values())
     console.print(
-        f"{len(order)} matrices, {entries / 1e6:.0f} M parameters, {experts} experts, solver {solver}: {total:.1f} s of work; results of 1 and {cpus} "
-        f"workers are {'the same bits' if same else 'DIFFERENT'}",
+        f"{len(order)} matrices, {entries / 1e6:.0f} M parameters, {experts} experts, solver "
+        f"{solver}: {total:.1f} s of work; results of 1 and {cpus} workers are "
+        f"{'the same bits' if same else 'DIFFERENT'}",
         highlight=False,
     )
     console.print(table)
