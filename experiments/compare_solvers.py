@@ -217,12 +217,14 @@ def _as_dict(interval: Interval) -> dict[str, float]:
 
 
 def _print(found: dict, console: Console) -> None:  # type: ignore[type-arg]
-    table = Table("η", *_SOLVERS, title="validation accuracy (%), mean over seeds", box=None)
+    console.print("\nvalidation accuracy (%), mean over seeds")
+    table = Table("η", *_SOLVERS, box=None)
     for row in found["validation"]:
         table.add_row(f"{row['eta']:g}", *(f"{100 * row[s]:.1f}" for s in _SOLVERS))
     console.print(table)
     titles = ("η", "η exact", "η Adam", "exact", "Adam", "exact − Adam")
-    table = Table(*titles, title="test accuracy (%) with 95 % intervals", box=None)
+    console.print("\ntest accuracy (%), difference with its 95 % interval")
+    table = Table(*titles, box=None)
     for row in found["rows"]:
         table.add_row(
             row["choice"],
