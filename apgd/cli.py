@@ -209,8 +209,7 @@ def _merge(options: argparse.Namespace) -> None:
             executor=executor,
         )
         method.check(vectors, settings)
-        if not in_memory:
-            check_apart(options.out, vectors)
+        check_apart(options.out, vectors)
         needed = needs(method, vectors, shard_bytes=None if in_memory else options.shard_size)
         check_memory(needed, vectors)
         if in_memory or options.plan:  # otherwise what is there already counts
@@ -243,6 +242,7 @@ def _merge(options: argparse.Namespace) -> None:
         f"in {_duration(summary.seconds)}: {len(summary.layers)} matrices are merged, "
         f"{len(summary.not_merged)} other parameters are the base's",
         highlight=False,
+        markup=False,
     )
 
 

@@ -60,6 +60,8 @@ def needs(method: Method, vectors: TaskVectors, *, shard_bytes: int | None) -> N
         for name in vectors.names
     )
     merged = sum(sizes[name] for name in vectors.names)
+    single = max(size * base.dtype(name).itemsize for name, size in sizes.items())
+    largest_shard = max(min(shard_bytes or 0, total), single)
     largest = vectors.largest_first()[0]
     largest_bytes = vectors.working_bytes(largest)
     working = largest_bytes
@@ -76,7 +78,7 @@ def needs(method: Method, vectors: TaskVectors, *, shard_bytes: int | None) -> N
         largest_bytes=largest_bytes,
         working_bytes=working,
         # A shard is held once as tensors and once as bytes to be written.
-        result_bytes=total + 4 * merged if shard_bytes is None else 2 * min(shard_bytes, total),
+        result_bytes=total + 4 * merged if shard_bytes is None else 2 * largest_shard,
     )
 
 

@@ -1,10 +1,12 @@
 """Who works on the layers of a merge: this process, or others."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
+
+from apgd.lanes import pool_of
 
 if TYPE_CHECKING:
     from apgd.task_vectors import TaskVectors
@@ -63,18 +65,16 @@ class Here:
                 yield index, function(vectors, item)
             return
         begun: set[Future[tuple[int, R]]] = set()
-        with ThreadPoolExecutor(
-            width, initializer=torch.set_num_threads, initargs=(max(1, threads // width),)
-        ) as pool:
-            try:
+        try:
+            with pool_of(width, threads_each=max(1, threads // width)) as pool:
                 for index in range(len(items)):
                     begun.add(pool.submit(_call, function, vectors, items, index))
                     if len(begun) == width:
                         done, begun = wait(begun, return_when=FIRST_COMPLETED)
                         yield from (future.result() for future in done)
                 yield from (future.result() for future in as_completed(begun))
-            finally:
-                torch.set_num_threads(threads)  # what threads that start later begin with
+        finally:
+            torch.set_num_threads(threads)  # what threads that start later begin with
 
 
 def _call(

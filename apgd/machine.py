@@ -33,7 +33,8 @@ def free_memory(device: torch.device) -> int:
     """Memory in bytes that can still be used: of a GPU, or of this machine or container."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
-        return free
+        # What torch keeps for later use counts as used there.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = int(psutil.virtual_memory().available)
     try:
         limit, used = _CGROUP_LIMIT.read_text().strip(), int(_CGROUP_USED.read_text())

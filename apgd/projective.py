@@ -21,7 +21,10 @@ from apgd.subspaces import leading_left_singular_vectors
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
-_SVD_BYTES = 2**28
+SVD_BYTES = 2**28
+"""Memory for decompositions side by side."""
+
+_PART = 2**18
 
 
 def task_norms(
@@ -41,6 +44,11 @@ def task_aware_coefficients(
     return coefficients
 
 
+def decompositions_at_once(rank: int) -> int:
+    """How many fit into the memory set aside for them: Gram matrix and what LAPACK needs."""
+    return max(1, SVD_BYTES // (24 * rank**2))
+
+
 def shared_subspace(
     tau: Tensor,  # (N, m, n)
     basis_size: int,  # k of every task vector
@@ -56,8 +64,7 @@ def shared_subspace(
     def decompose(i: int) -> None:
         bases[i] = leading_left_singular_vectors(tau[i], basis_size)
 
-    at_once = _SVD_BYTES // (24 * min(tau.shape[1:]) ** 2)  # the Gram matrix and what LAPACK needs
-    with lanes(most=at_once) as each:
+    with lanes(most=decompositions_at_once(min(tau.shape[1:]))) as each:
         each(decompose, range(len(tau)))
     with lanes():
         return leading_left_singular_vectors(
@@ -175,8 +182,8 @@ def conjugate_gradients(
 ) -> Tensor:
     """The x of smallest norm that minimises ‖A x − b‖, by conjugate gradients (CGLS).
 
-    It ends where ‖Aᵀ(b − A x)‖ ≤ tolerance · ‖Aᵀ b‖, which every problem reaches, also one whose
-    equations contradict each other.
+    It ends where ‖Aᵀ(b − A x)‖ ≤ tolerance · ‖Aᵀ b‖, also for equations that contradict each other;
+    or where rounding leaves nothing to follow; or after `most_passes`.
     """
     residual = target.clone()
     gradient = apply_transposed(residual)
@@ -186,7 +193,10 @@ def conjugate_gradients(
         if size <= tolerance**2 * first:
             break
         product = apply(direction)
-        step = size / _squared_norm(product)
+        curvature = _squared_norm(product)
+        if curvature == 0.0:
+            break
+        step = size / curvature
         solution.add_(direction, alpha=step)
         residual.sub_(product, alpha=step)
         gradient = apply_transposed(residual)
@@ -196,7 +206,10 @@ def conjugate_gradients(
 
 
 def _squared_norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    # A part at a time: the whole of it in float64 would be two more matrices.
+    flat = tensor.reshape(-1)
+    parts = [flat[i : i + _PART].double().square().sum() for i in range(0, len(flat), _PART)]
+    return float(torch.stack(parts).sum())
 
 
 def row_products(
@@ -235,7 +248,7 @@ def kept(
     thresholds: Tensor,  # (N,)
 ) -> Tensor:  # (N, m, n), bool
     """M_i, which keeps the entries with |τ_i| ≥ threshold_i."""
-    return tau.abs() >= thresholds.view(-1, 1, 1)
+    return tau.abs() >= thresholds.to(tau.device).view(-1, 1, 1)
 
 
 def kept_shares(

@@ -7,6 +7,7 @@ else is kept between the two, and no more than one shard and the layers in work 
 import fcntl
 import json
 import math
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,7 @@ from apgd.execution import Executor, Here
 from apgd.files import atomic_path, check_writable, content_key, is_leftover, write_json
 from apgd.merging import Progress, summarise
 from apgd.methods import Method, MethodParams, Value, methods
-from apgd.source import source_hash
+from apgd.source import library_versions, source_hash
 from apgd.summary import LayerSummary, MergeSummary, layer_from_dict
 from apgd.task_vectors import Select, TaskVectors
 
@@ -57,7 +58,7 @@ def merge_files(
     method: str,
     base: str | Path,
     experts: Mapping[str, str | Path],
-    out: Path,
+    out: str | Path,
     *,
     select: Select | None = None,
     device: str | torch.device = "cpu",
@@ -69,8 +70,8 @@ def merge_files(
 ) -> MergeSummary:
     """Merge experts on disk into a folder of shards, in bounded memory.
 
-    Peak memory is that of the largest merged matrix times N + 6, in float32, and at most 1.5 GB,
-    whatever the model's size. Called again after an interruption, it goes on with the shards that
+    Peak memory is at most that of the largest matrix times N + 6, in float32, plus 1.5 GB, whatever
+    the model's size. Called again after an interruption, it goes on with the shards that
     are missing; the result is the same, bit for bit.
 
     Args:
@@ -104,7 +105,7 @@ def stream(
     method: Method,
     params: MethodParams,
     vectors: TaskVectors,
-    out: Path,
+    out: str | Path,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -142,10 +143,10 @@ def _write(
     report = progress or (lambda _done, _total: None)
     written = sum(sizes[name] for shard in shards if shard.file in done for name in shard.names)
     report(written, sum(sizes.values()))
-    if not missing and (out / INDEX).exists():
+    if not missing and (out / INDEX).exists() and (out / SUMMARY).exists():
         return MergeSummary.from_dict(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
-    _clean(out, keep=set(done))
     write_json(out / _JOB, job)
+    _clean(out, keep=set(done))
     if missing:
         prepared = method.prepare(vectors, params)
         write = partial(_write_shard, method, params, prepared, job["key"], out)
@@ -198,6 +199,8 @@ def job_of(
         "merged": list(vectors.names),
         "shards": [asdict(shard) for shard in shards],
         "code": source_hash("apgd"),
+        "versions": library_versions("numba", "numpy", "scipy", "torch"),
+        "device": vectors.device.type,
     }
     job = json.loads(json.dumps(job))  # tuples become lists, as they are when read again
     return {**job, "key": content_key(job)}
@@ -211,7 +214,7 @@ def check_apart(out: Path, vectors: TaskVectors) -> None:
             raise InputError(f"{source.label} must be given as a path, but is in memory")
         for path in source.paths():
             # Where a link lies counts as much as what it leads to.
-            if out in (path.parent.resolve(), path.resolve().parent, path.resolve()):
+            if out in (path, path.parent.resolve(), path.resolve().parent, path.resolve()):
                 raise InputError(
                     f"the output must not be one of the inputs or hold one, but {out} is or does: "
                     f"{source.label}"
@@ -243,7 +246,7 @@ def _check_folder(out: Path, job: dict[str, Any], overwrite: bool) -> None:
 def _clean(out: Path, keep: set[str]) -> None:
     """Remove what killed processes left, and weights that are not of this merge."""
     for path in out.iterdir():
-        weights = is_shard(path) or path.name in (SINGLE, INDEX, SUMMARY, _JOB)
+        weights = is_shard(path) or path.name in (SINGLE, INDEX, SUMMARY)
         if is_leftover(path) or (weights and path.name not in keep):
             path.unlink()
 
@@ -301,7 +304,16 @@ def _write_shard(
     vectors: TaskVectors,
     shard: Shard,
 ) -> list[dict[str, Any]]:
-    """Merge a shard's parameters and write it; the summaries of its layers as JSON values."""
+    """Merge a shard's parameters and write it; the summaries of its layers as JSON values.
+
+    Raises:
+        InputError: where this machine does not see the output folder.
+    """
+    if not (out / _JOB).exists() or _read_job(out / _JOB)["key"] != key:
+        raise InputError(
+            f"the output must be on storage that all machines share, but {platform.node()} does "
+            f"not see this merge in {out}"
+        )
     merged = tuple(name for name in shard.names if name in vectors.names)
     tensors: dict[str, Tensor] = {}
     layers = []

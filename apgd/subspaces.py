@@ -10,6 +10,7 @@ from scipy.linalg import cython_lapack
 from torch import Tensor
 
 _PANEL = 1024
+_ROUNDING = 4
 
 
 def leading_left_singular_vectors(
@@ -26,10 +27,10 @@ def leading_left_singular_vectors(
     count = min(count, m, n)
     if count == 0:
         return matrix.new_zeros(m, 0)
-    gram = _gram(matrix if m <= n else matrix.T)
-    squares, vectors = _leading_eigenvectors(gram, count)
-    cutoff = squares[0] * (max(m, n) * torch.finfo(torch.float32).eps) ** 2
-    leading = vectors[:, : int((squares > cutoff).sum())]
+    squares, leading = _leading_eigenvectors(_gram(matrix if m <= n else matrix.T), count)
+    # Entries rounded to float32 leave singular values of about √max(m, n) · eps of the largest.
+    cutoff = squares[0] * max(m, n) * (_ROUNDING * torch.finfo(torch.float32).eps) ** 2
+    leading = leading[:, : int((squares > cutoff).sum())]
     if m > n:
         # A v_i = σ_i u_i: orthogonal columns, which QR normalises without dividing by a small σ_i.
         leading = torch.linalg.qr(_wide_product(matrix, leading)).Q

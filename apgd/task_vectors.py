@@ -1,5 +1,6 @@
 """Task vectors: what fine-tuning changed, matrix by matrix."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar
@@ -41,8 +42,8 @@ def two_dimensional(_name: str, tensor: Tensor) -> bool:
 class TaskVectors:
     """The task vectors τ_i = θ_i − θ_0 of N experts, for the merged parameters of a model.
 
-    Names, shapes and types are checked on construction, from the files' headers alone; values are
-    read one parameter at a time, and checked then. Base and experts may have different
+    Names, shapes and types are checked on construction, of files from their headers alone; values
+    are read one parameter at a time, and checked then. Base and experts may have different
     floating-point types: all arithmetic is in float32.
 
     Parameters of a state dict that share their memory (tied weights) count once: they are merged
@@ -153,7 +154,7 @@ class TaskVectors:
 
     def working_bytes(self, name: str) -> int:
         """Memory in bytes that is enough to merge one parameter: N + 6 times its size."""
-        return _size(self._base.shape(name)) * _FLOAT32 * (len(self) + _WORKING_COPIES)
+        return math.prod(self._base.shape(name)) * _FLOAT32 * (len(self) + _WORKING_COPIES)
 
     @property
     def smallest_rank(self) -> int:
@@ -170,11 +171,11 @@ class TaskVectors:
         """
         if name in self._kept:
             return self._kept[name]
-        base = self._base[name].to(self.device, torch.float32)
+        base = self._base[name].to(self.device).to(torch.float32)
         rows, *rest = base.shape
-        stacked = torch.empty((rows, len(self), *rest), device=self.device)
+        stacked = torch.empty((rows, len(self), *rest), dtype=torch.float32, device=self.device)
         for number, expert in enumerate(self._experts.values()):
-            value = expert[name].to(self.device, torch.float32)
+            value = expert[name].to(self.device).to(torch.float32)
             torch.sub(value, base, out=stacked[:, number])
         if not is_finite(stacked):  # as they are not where one of the two is not
             for weights in self.sources.values():
@@ -187,14 +188,9 @@ class TaskVectors:
             self._kept[name] = tau
         return tau
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and τ (N, *shape) of every merged parameter."""
-        for name in self.names:
-            yield name, self[name]
-
     def total(self, function: Callable[[str, Tensor], Tensor]) -> Tensor:
         """The sum over the merged parameters of integers that `function` finds; see `map`."""
-        return sum((found for _, found in self.map(function)), start=torch.tensor(0))
+        return sum((found for _, found in self.map(function)), start=torch.tensor(0, device="cpu"))
 
     def map(self, function: Callable[[str, Tensor], R]) -> Iterator[tuple[str, R]]:
         """Name of every merged parameter, and what `function` makes of it, as they are done.
@@ -211,7 +207,7 @@ class TaskVectors:
 
     def largest_first(self) -> list[str]:
         """Names of the merged parameters, those that take longest first."""
-        return sorted(self.names, key=lambda name: (-_size(self.shape(name)), name))
+        return sorted(self.names, key=lambda name: (-math.prod(self.shape(name)), name))
 
     def only(self, names: tuple[str, ...]) -> "Self":
         """The same task vectors, with fewer parameters merged, by this process."""
@@ -226,7 +222,7 @@ class TaskVectors:
         return self.__dict__ | {"_kept": {}, "executor": Here()}
 
     def magnitude_thresholds(self, keep_ratio: float) -> Tensor:
-        """The magnitude from which an entry of each task vector is kept, (N,) float32.
+        """The magnitude from which an entry of each task vector is kept, (N,) float32 on the CPU.
 
         All merged parameters of the model are ranked together, separately for each expert. Of d
         entries, those are kept whose magnitude reaches the (d − ⌊keep_ratio·d⌋)-th smallest, as in
@@ -236,12 +232,12 @@ class TaskVectors:
         like their bits, so a first pass counts the upper bits, and a second one the lower bits of
         those entries whose upper bits are the wanted ones.
         """
-        count = sum(_size(self.shape(name)) for name in self.names)
-        rank = torch.full((len(self),), max(1, count - int(keep_ratio * count)))
+        count = sum(math.prod(self.shape(name)) for name in self.names)
+        rank = torch.full((len(self),), max(1, count - int(keep_ratio * count)), device="cpu")
         upper, before = _bin_of(self.total(_count_upper_bits), rank)
         lower, _ = _bin_of(self.total(partial(_count_lower_bits, upper)), rank - before)
         bits = (upper << _LOW_BITS) | lower
-        return bits.to(torch.int32).view(torch.float32).to(self.device)
+        return bits.to(torch.int32).view(torch.float32)
 
     def apply(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """θ = θ_0 + delta as a whole state dict, in the base's dtypes, on the CPU.
@@ -277,13 +273,6 @@ def _on_one(function: Callable[[str, Tensor], R], vectors: TaskVectors, name: st
     return function(name, vectors[name])
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
-
-
 def _without_values(weights: Weights, name: str) -> Tensor:
     return torch.empty(weights.shape(name), dtype=weights.dtype(name), device="meta")
 
@@ -311,7 +300,7 @@ def _count_lower_bits(upper: Tensor, _name: str, tau: Tensor) -> Tensor:  # (N, 
 
 def _counts(tau: Tensor, bins: Callable[[Tensor, int], Tensor], length: int) -> Tensor:
     """How many magnitudes of every task vector fall into each bin, (N, length) on the CPU."""
-    counts = torch.zeros(len(tau), length, dtype=torch.int64)
+    counts = torch.zeros(len(tau), length, dtype=torch.int64, device="cpu")
 
     def count(i: int) -> None:
         for rows in strips(tau[i : i + 1]):

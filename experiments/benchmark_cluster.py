@@ -20,11 +20,11 @@ from rich.table import Table
 
 from apgd import TaskVectors
 from apgd.checkpoints import save_weights
-from apgd.cost import Cost
 from apgd.files import write_json
 from apgd.machine import name_of
 from apgd.merging import merge_vectors
-from apgd.methods import methods
+from apgd.methods import doge_ta, methods
+from apgd.projective import decompositions_at_once
 from experiments.benchmark_merge import random_weights
 from tune.cluster import Cluster, ray_session
 from tune.ray_executor import RayExecutor
@@ -35,15 +35,17 @@ _COUNTS_BYTES = 8 * (2**15 + 2**16)  # of a layer and expert: both passes of the
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the calculated cluster is taken to do."""
+    """What one machine of the calculated cluster is taken to be."""
 
-    gemm_flops: float = 2.5e12
-    """Rate of float32 matrix products: 32 cores at 80 GFlop/s."""
+    cores: int = 32
+    core_flops: float = 8.0e10
+    """Rate of float32 matrix products on one core."""
     triad_bytes: float = 2.0e11
     """Memory bandwidth."""
     read_bytes: float = 1.0e9
     """Bytes per second from the storage that all share, for each machine."""
     memory: float = 1.28e11
+    threads_per_worker: int = 8
 
 
 def main() -> None:
@@ -74,7 +76,7 @@ def _measured(blocks: int, experts: int, solver: str, console: Console) -> dict[
     params = method.parse({"solver": solver})
     with TemporaryDirectory() as folder, ray_session(address="local", cpus=8) as cluster:
         base, *tuned = _written(Path(folder), blocks, experts)
-        cpus = torch.get_num_threads()
+        cpus = min(8, torch.get_num_threads())
         real = {}
         merged = {}
         for workers in sorted({1, cpus}):
@@ -140,37 +142,44 @@ def _replay(cluster: Cluster, workers: int, seconds: list[float]) -> tuple[float
 
 def _calculated(solver: str, experts: int, nodes: int, console: Console) -> dict[str, object]:
     """A model of 70 billion parameters (80 blocks of width 8192), from the method's own cost."""
-    node = Node()
-    method = methods["doge_ta"]
+    node, method = Node(), methods["doge_ta"]
     params = method.parse({"solver": solver})
     block = [(8192, 8192)] * 2 + [(1024, 8192)] * 2 + [(28672, 8192)] * 2 + [(8192, 28672)]
     shapes = block * 80
-    costs = [method.cost(shape, experts, params) for shape in shapes]
-    times = sorted(c.flops / node.gemm_flops + c.bytes / node.triad_bytes for c in costs)
-    finish = [0.0] * nodes
-    for seconds in reversed(times):  # each to the machine that is free first, longest first
+    working = max(math.prod(shape) for shape in shapes) * 4 * (experts + 6)
+    per_node = int(min(node.memory // working, node.cores // node.threads_per_worker))
+    times = []
+    for shape in shapes:
+        whole = method.cost(shape, experts, params)
+        decompositions = doge_ta.decomposition_cost(shape, experts).flops
+        side_by_side = min(node.threads_per_worker, decompositions_at_once(min(shape)))
+        times.append(
+            decompositions / (node.core_flops * side_by_side)
+            + (whole.flops - decompositions) / (node.core_flops * node.threads_per_worker)
+            + whole.bytes / (node.triad_bytes / per_node)
+        )
+    finish = [0.0] * (nodes * per_node)
+    for seconds in sorted(times, reverse=True):  # each to the worker that is free first
         finish[finish.index(min(finish))] += seconds
     entries = sum(math.prod(shape) for shape in shapes)
     read = 2 * entries * (experts + 1) * method.passes / nodes
     counts = len(shapes) * experts * _COUNTS_BYTES
-    working = max(math.prod(shape) for shape in shapes) * 4 * (experts + 6)
-    total = sum(costs, start=Cost())
     console.print(
         f"\nCalculated, not run: {entries / 1e9:.0f} billion parameters x {experts} experts "
-        f"(bfloat16), solver {solver}, {nodes} machines of {node.gemm_flops / 1e12:.1f} TFlop/s, "
-        f"{node.triad_bytes / _GB:.0f} GB/s, storage at {node.read_bytes / _GB:.0f} GB/s each:\n"
-        f"  computing {_hours(max(finish))} (work of {_hours(sum(times))} on one; "
-        f"{total.flops:.1e} operations, {total.bytes:.1e} bytes), "
-        f"reading {_hours(read / node.read_bytes)}: {read / _GB:,.0f} GB per machine in "
-        f"{method.passes} passes\n"
-        f"  {working / _GB:.0f} GB of memory for the largest layer, of {node.memory / _GB:.0f} GB; "
+        f"(bfloat16), solver {solver}, {nodes} machines of {node.cores} cores at "
+        f"{node.core_flops / _GB:.0f} GFlop/s, {node.triad_bytes / _GB:.0f} GB/s, "
+        f"{node.memory / _GB:.0f} GB, storage at {node.read_bytes / _GB:.0f} GB/s each:\n"
+        f"  the largest layer needs {working / _GB:.0f} GB, so {per_node} workers of "
+        f"{node.threads_per_worker} threads fit on a machine\n"
+        f"  computing {_hours(max(finish))}, reading {_hours(read / node.read_bytes)} "
+        f"({read / _GB:,.0f} GB per machine, every expert {method.passes} times), "
         f"{counts / _GB:.0f} GB of counts to the driver, {2 * entries / nodes / _GB:.1f} GB "
-        f"written per machine; no expert crosses the network twice",
+        f"written per machine",
         highlight=False,
     )
     return {"solver": solver, "compute_seconds": max(finish), "read_bytes_per_node": read,
             "read_seconds": read / node.read_bytes, "working_bytes": working,
-            "counts_bytes": counts, "flops": total.flops, "bytes": total.bytes}  # fmt: skip
+            "workers_per_node": per_node, "counts_bytes": counts}  # fmt: skip
 
 
 def _hours(seconds: float) -> str:

@@ -152,7 +152,9 @@ def _measure(
 ) -> dict[str, Any]:
     params = row.method.parse(row.params)
     small = {name: tensor[:8, :8].clone() for name, tensor in list(base.items())[:1]}
-    warm = TaskVectors(small, {"a": small, "b": {n: t + 1 for n, t in small.items()}})
+    warm = TaskVectors(
+        small, {"a": small, "b": {n: t + 1 for n, t in small.items()}}, device=device
+    )
     compiling = _seconds(lambda: merge_vectors(row.method, params, warm), device)
     times = []
     for _ in range(repeats):

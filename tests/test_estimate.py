@@ -59,12 +59,15 @@ class TestNeeds:
             largest="wide",
             largest_bytes=4 * WIDE * (3 + 6),
             working_bytes=4 * WIDE * (3 + 6) + 2**28,
-            result_bytes=0,
+            result_bytes=2 * 4 * WIDE,
             in_memory=False,
         )
 
     def test_a_shard_is_held_twice_and_is_no_larger_than_the_model(self, model: Make) -> None:
-        assert found(model, shard_bytes=10)[0].result_bytes == 20
+        assert found(model, shard_bytes=500)[0].result_bytes == 1000
+        assert (
+            found(model, shard_bytes=10)[0].result_bytes == 2 * 4 * WIDE
+        )  # the largest has its own
         assert found(model, shard_bytes=GIB)[0].result_bytes == 8 * ALL
 
     def test_a_result_in_memory_takes_the_model_and_what_is_added_to_it(self, model: Make) -> None:
@@ -135,7 +138,7 @@ class TestMemory:
             r"time \(--expert\), or less of the model \(--suite, select\)",
         ):
             check_memory(*found(model, shard_bytes=0, memory=1))
-        free(4 * WIDE * 9)
+        free(4 * WIDE * 9 + 2 * 4 * WIDE)  # and the shard, twice
         check_memory(*found(model, shard_bytes=0, memory=1))
 
     @pytest.mark.parametrize("memory", [10 * GIB, None])

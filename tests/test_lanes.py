@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from apgd.lanes import lanes
 
@@ -47,6 +48,33 @@ def test_an_error_in_a_lane_is_raised_and_threads_are_restored(failing: int) -> 
     with pytest.raises(ValueError, match=f"item {failing}"), lanes() as each:
         each(work, range(4))
     assert torch.get_num_threads() == 2
+
+
+def test_lanes_may_be_entered_from_several_threads() -> None:
+    """BLAS stays limited until the last one leaves, and then has its threads again."""
+    torch.set_num_threads(2)
+    with lanes():
+        pass
+    before = blas_threads()
+    inside, left = threading.Barrier(2, timeout=10), threading.Event()
+
+    def first() -> None:
+        with lanes():
+            inside.wait()
+        left.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(first)
+        with lanes():
+            inside.wait()
+            assert left.wait(10)
+            assert set(blas_threads()) == {1}
+        running.result()
+    assert blas_threads() == before
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 
 def test_threads_that_start_later_have_the_old_number() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from apgd import fused, projective
+from apgd import fused, projective, strips, subspaces
 
 
 def task_vectors(count: int, shape: tuple[int, int], seed: int = 0) -> Tensor:
@@ -76,7 +76,8 @@ def test_the_loss_sums_rows_before_squaring() -> None:
     assert projective.gap_loss(swapped, coefficients, zero) == pytest.approx(8.0)
 
 
-SHAPES = [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1), (450, 3), (3, 1100)]
+# The last ones need several strips and groups of strips.
+SHAPES = [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1), (450, 3), (3, 1100), (3300, 4)]
 ENGINES = pytest.mark.parametrize("engine", [projective, fused], ids=["plain", "fused"])
 
 
@@ -219,6 +220,53 @@ def test_bits_do_not_depend_on_the_number_of_threads(solver: str, shape: tuple[i
         assert torch.get_num_threads() == threads
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("solver", ["adam", "exact"])
+def test_sizes_of_strips_do_not_matter(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tau = task_vectors(3, (400, 450))
+
+    def merged() -> Tensor:
+        coefficients = projective.task_aware_coefficients(tau, 0.07)
+        subspace = projective.shared_subspace(tau, 250, 250)  # one group of two strips
+        delta = (
+            fused.modification_vector(tau, coefficients, subspace, 6, 1e-4)
+            if solver == "adam"
+            else fused.exact_modification_vector(tau, coefficients, subspace, 1e-9, 99)
+        )
+        return projective.masked_sum(tau, coefficients, delta, torch.full((3,), 0.01))
+
+    expected = merged()
+    for module, name, value in (
+        (strips, "_ENTRIES", 1000), (fused, "_MOST_ROWS", 37), (fused, "_LEAST_ROWS", 20),
+        (fused, "_COLUMNS", 100), (subspaces, "_PANEL", 64), (projective, "_PART", 999),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+        torch.testing.assert_close(merged(), expected, rtol=1e-8, atol=1e-11)
+
+
+@ENGINES
+@pytest.mark.parametrize("solver", ["adam", "exact"])
+def test_order_of_experts_does_not_matter_to_the_engines(engine: ModuleType, solver: str) -> None:
+    tau = task_vectors(5, (60, 31))
+    order = torch.tensor([3, 0, 4, 1, 2])
+
+    def found(vectors: Tensor) -> Tensor:
+        coefficients = projective.task_aware_coefficients(vectors, 0.07)
+        subspace = projective.shared_subspace(vectors, 6, 6)
+        if solver == "adam":
+            return engine.modification_vector(vectors, coefficients, subspace, 20, 1e-4)
+        return engine.exact_modification_vector(vectors, coefficients, subspace, 1e-12, 200)
+
+    torch.testing.assert_close(found(tau), found(tau[order]), rtol=1e-7, atol=1e-10)
+
+
+def test_tiny_task_vectors_do_not_break_the_exact_solver() -> None:
+    tau = 1e-40 * task_vectors(3, (9, 8))
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    subspace = projective.shared_subspace(tau, 2, 2)
+    delta = fused.exact_modification_vector(tau, coefficients, subspace, 1e-9, 50)
+    assert torch.isfinite(delta).all()
 
 
 def test_layout_in_memory_does_not_matter() -> None:

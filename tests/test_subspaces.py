@@ -53,6 +53,13 @@ def test_small_singular_values_keep_their_vectors_in_single_precision() -> None:
     assert (naive @ naive.T - expected @ expected.T).norm() > 0.1
 
 
+def test_small_but_real_directions_count() -> None:
+    left = torch.linalg.qr(random(3000, 6)).Q
+    right = torch.linalg.qr(random(40, 6, seed=1)).Q
+    matrix = (left * torch.tensor([1, 1, 1, 1, 1e-4, 1e-4], dtype=torch.float64)) @ right.T
+    assert leading_left_singular_vectors(matrix.float(), 6).shape == (3000, 6)
+
+
 def test_columns_are_orthonormal_and_in_order() -> None:
     left = torch.linalg.qr(random(12, 12)).Q
     matrix = left * torch.arange(12, 0, -1)

@@ -53,7 +53,7 @@ def dispatch(
             number, worker = running.pop(reference)
             try:
                 result = ray.get(reference)
-            except ray.exceptions.RayActorError:
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
                 lost[number] += 1
                 if lost[number] >= attempts:
                     raise

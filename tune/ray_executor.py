@@ -1,6 +1,7 @@
 """The layers of a merge on the workers of a Ray cluster."""
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -9,6 +10,8 @@ import torch
 
 from apgd import numerics
 from apgd.errors import InputError
+from apgd.execution import SPARE_BYTES
+from apgd.machine import free_memory
 from apgd.source import source_hash
 from apgd.task_vectors import TaskVectors
 from tune.cluster import Cluster
@@ -30,9 +33,9 @@ class LayerWorker:
         self._device = torch.device(assigned_device())
         self._held: tuple[str, TaskVectors] | None = None
 
-    def introduce(self) -> tuple[str, str]:
-        """Its machine, and the hash of the source of apgd and tune that it runs."""
-        return platform.node(), source_hash("apgd", "tune")
+    def introduce(self) -> tuple[str, str, int]:
+        """Its machine, the hash of the source of apgd and tune that it runs, and free memory."""
+        return platform.node(), source_hash("apgd", "tune"), free_memory(self._device)
 
     def call(
         self,
@@ -52,9 +55,10 @@ class RayExecutor:
     """Layers on the workers of a cluster, those that take longest first.
 
     Experts given as paths are read by each worker where they lie, which must be storage that all
-    machines see; those in memory are sent once to each machine. What a worker that dies was doing
-    is done again by another. Results are those of a single process, bit for bit. Use it in a `with`
-    block, at whose end the workers go.
+    machines see; those in memory are sent once to each machine, for which Ray's object store must
+    have room. Of each machine as many workers are used as its memory is enough for. What a worker
+    that dies was doing is done again by another. Results are those of a single process, bit for
+    bit. Use it in a `with` block, at whose end the workers go.
 
     Args:
         cluster: from `tune.cluster.ray_session`; its workers own a GPU each, or CPUs.
@@ -64,13 +68,15 @@ class RayExecutor:
     """
 
     def __init__(self, cluster: Cluster) -> None:
+        self._on_gpus = bool(cluster.gpus)
         options: dict[str, Any] = {"max_restarts": _RESTARTS, **cluster.worker_resources}
         remote: Any = ray.remote(**options)(LayerWorker)
         self._workers = [remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)]
         expected = source_hash("apgd", "tune")
         asked: list[Any] = [worker.introduce.remote() for worker in self._workers]
-        met: list[tuple[str, str]] = all_answers(asked)
-        for machine, code in met:
+        self._met: list[tuple[str, str, int]] = all_answers(asked)
+        self._sent: tuple[TaskVectors, ray.ObjectRef[TaskVectors]] | None = None
+        for machine, code, _free in self._met:
             if code != expected:
                 raise InputError(
                     f"all machines must run the same code, but {machine} has {code} and this "
@@ -89,14 +95,46 @@ class RayExecutor:
         function: Callable[[TaskVectors, T], R],
         vectors: TaskVectors,
         items: Sequence[T],
-        bytes_of: Sequence[int],  # noqa: ARG002 - one at a time on each worker
+        bytes_of: Sequence[int],
     ) -> Iterator[tuple[int, R]]:
-        """Index and result of every item, as they are done."""
-        shared = [ray.put(vectors)]
+        """Index and result of every item, as they are done.
+
+        Raises:
+            InputError: where no machine has the memory that the largest item needs.
+        """
+        workers = self._that_fit(max(bytes_of, default=0))
+        if self._sent is None or self._sent[0] is not vectors:
+            self._sent = (vectors, ray.put(vectors))
+        shared = [self._sent[1]]
         called = ray.put(function)
-        yield from dispatch(
-            self._workers,
-            lambda worker, number: worker.call.remote(called, shared, items[number]),
-            len(items),
-            attempts=_ATTEMPTS,
-        )
+        try:
+            yield from dispatch(
+                workers,
+                lambda worker, number: worker.call.remote(called, shared, items[number]),
+                len(items),
+                attempts=_ATTEMPTS,
+            )
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from None  # one sentence, as if it had happened here
+            raise
+
+    def _that_fit(self, largest: int) -> list[Any]:
+        """As many workers of each machine as its memory is enough for, one item on each."""
+        needed = largest + SPARE_BYTES
+        chosen: list[Any] = []
+        taken = Counter[str]()
+        for worker, (machine, _code, free) in zip(self._workers, self._met, strict=True):
+            # A GPU has one worker and its own memory; a machine's is shared by its workers.
+            place = machine if not self._on_gpus else f"{machine}/{len(chosen)}"
+            if (taken[place] + 1) * needed <= free:
+                taken[place] += 1
+                chosen.append(worker)
+        if not chosen:
+            most = max(free for _machine, _code, free in self._met)
+            raise InputError(
+                f"the largest item needs {needed / 2**30:.1f} GiB on a worker, but no machine has "
+                f"more than {most / 2**30:.1f} GiB free; use machines with more memory, or merge "
+                f"fewer experts at a time"
+            )
+        return chosen

@@ -1,6 +1,7 @@
 """DOGE TA: task arithmetic with the modification vector and the coefficients of APGD."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Self
@@ -119,7 +120,6 @@ def combine(
         modification = engine.modification_vector(
             tau, coefficients, subspace, params.iterations, params.learning_rate
         )
-    thresholds = thresholds.to(tau.device)
     return Combined(
         projective.masked_sum(tau, coefficients, modification, thresholds),
         {
@@ -132,15 +132,23 @@ def combine(
     )
 
 
+def decomposition_cost(shape: tuple[int, int], experts: int) -> Cost:
+    """Gram matrices and leading eigenvectors of every expert and of the bases side by side.
+
+    The weights (float64, and much of it slower than a matrix product) are from measurements.
+    """
+    rank = min(shape)
+    return Cost(flops=(experts + 1) * (4 * math.prod(shape) * rank + 10 * rank**3))
+
+
 def _cost(shape: tuple[int, int], experts: int, params: DogeTaParams) -> Cost:
     """Decompositions, then as many passes over τ and projections as the solver takes.
 
-    The weights of the decomposition (float64, and much of it slower than a matrix product) and the
-    exact solver's dozen passes are from measurements.
+    That of the exact solver is a dozen in measurements.
     """
     (m, n), rank = shape, min(shape)
     k = default_basis_size(rank, experts) if params.basis_size is None else params.basis_size
-    decompositions = Cost(flops=(experts + 1) * (4 * m * n * rank + 10 * rank**3)) if k else Cost()
+    decompositions = decomposition_cost(shape, experts) if k else Cost()
     one_pass = Cost(flops=4 * m * k * n, bytes=4 * m * n * (experts + 9))
     passes = params.iterations if params.solver == "adam" else min(params.iterations, 12) * 2
     return read_once(shape, experts, params) * 4 + decompositions + one_pass * passes

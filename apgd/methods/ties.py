@@ -64,6 +64,7 @@ def _prepare(vectors: TaskVectors, params: TiesParams) -> _Prepared:
 
 def _balance(thresholds: Tensor, _name: str, tau: Tensor) -> Tensor:  # ()
     """By how many entries those that elect + outnumber those that elect −."""
+    thresholds = thresholds.to(tau.device)
     found = sums_by_strips(
         tau, lambda part, _rows: _trimmed(part, thresholds).sum(dim=0).sign().sum()
     )
