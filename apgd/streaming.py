@@ -31,7 +31,7 @@ from apgd.checkpoints import (
 )
 from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, needs
-from apgd.execution import Executor, Here
+from apgd.execution import Executor, Here, give_back_memory
 from apgd.files import atomic_path, check_writable, content_key, is_leftover, write_json
 from apgd.merging import Progress, summarise
 from apgd.methods import Method, MethodParams, Value, methods
@@ -326,6 +326,8 @@ def _write_shard(
     layers.sort(key=lambda layer: layer["name"])
     told = {"key": key, "layers": layers}
     save_weights(out / shard.file, dict(sorted(tensors.items())), told, for_transformers=True)
+    del tensors
+    give_back_memory()
     return layers
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import psutil
@@ -272,7 +273,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         full_repro.main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for name in Experiment.__dataclass_fields__:
+    for name in (field.name for field in fields(Experiment)):
         assert f"--{name.replace('_', '-')}" in text
 
 
