@@ -156,7 +156,10 @@ def _add_merge(
     if method is not None:
         group = command.add_argument_group(f"parameters of {method.name}")
         for declared in method.params.declared():
-            text = f"{declared.meaning}; in {declared.range_text} (default: {_default(declared)})"
+            among = "one of" if declared.choices else "in"
+            text = (
+                f"{declared.meaning}; {among} {declared.range_text} (default: {_default(declared)})"
+            )
             group.add_argument(
                 # Both spellings work; the first is shown.
                 *dict.fromkeys((_option(declared), f"--{declared.name}")),

@@ -178,12 +178,18 @@ def _array(tensor: Tensor, rows: slice) -> np.ndarray:
 # Sums may be reordered, so that they can be vectorised. Products are rounded before they are added:
 # where experts cancel, the gradient is then exactly zero, as in torch; Adam, whose steps near zero
 # are 1e4 times the gradient, would make something of the smallest rest.
-_compiled: Callable[[Callable[..., None]], Any] = njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"}
-)
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "nsz"},
+}
+_compiled: Callable[[Callable[..., None]], Any] = njit(cache=True, **_OPTIONS)
+# Part of each kernel that uses it: calls between kernels are optimised in one way when they are
+# compiled and in another when they come from the cache, and the last bits differ.
+_inlined: Callable[[Callable[..., None]], Any] = njit(inline="always", **_OPTIONS)
 
 
-@_compiled
+@_inlined
 def _product_row(tau, vector, out):  # type: ignore[no-untyped-def]
     """out_i = τ_i·x: (N, n), (n,) -> (N,)."""
     for i in range(tau.shape[0]):
@@ -193,7 +199,7 @@ def _product_row(tau, vector, out):  # type: ignore[no-untyped-def]
         out[i] = total
 
 
-@_compiled
+@_inlined
 def _combination_row(tau, weights, out):  # type: ignore[no-untyped-def]
     """Out = Σ_i w_i τ_i: (N, n), (N,) -> (n,)."""
     out[:] = 0

@@ -364,7 +364,7 @@ def test_help_explains_the_solver_and_what_is_written(capsys: pytest.CaptureFixt
         main(["merge", "--method", "doge_ta", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--solver" in text
-    assert "in adam, exact (default: adam)" in text
+    assert "one of adam, exact (default: adam)" in text
     assert "--tolerance" in text
     assert "where the exact solver stops" in text
     assert "interrupted and resumed" in text

@@ -1,5 +1,9 @@
 """APGD's maths against closed forms and against a naive version that follows the paper's text."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -267,6 +271,29 @@ def test_tiny_task_vectors_do_not_break_the_exact_solver() -> None:
     subspace = projective.shared_subspace(tau, 2, 2)
     delta = fused.exact_modification_vector(tau, coefficients, subspace, 1e-9, 50)
     assert torch.isfinite(delta).all()
+
+
+_DIGEST = """
+import hashlib, torch
+from apgd import fused
+tau = torch.randn(3, 150, 161, generator=torch.Generator().manual_seed(0))
+subspace = torch.eye(150)[:, :9].contiguous()
+weights = torch.full((3,), 0.1)
+adam = fused.modification_vector(tau, weights, subspace, 40, 1e-3)
+exact = fused.exact_modification_vector(tau, weights, subspace, 1e-4, 9)
+print(hashlib.sha256(torch.stack([adam, exact]).numpy().tobytes()).hexdigest())
+"""
+
+
+def test_bits_do_not_depend_on_whether_kernels_come_from_the_cache(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _DIGEST]
+    compiled, cached = (
+        subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+        for _ in range(2)
+    )
+    assert list(tmp_path.rglob("*.nbc"))
+    assert compiled == cached
 
 
 def test_layout_in_memory_does_not_matter() -> None:

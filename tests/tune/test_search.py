@@ -101,7 +101,9 @@ def test_trial_jobs_read_validation_only() -> None:
     assert dict(job.params)["eta"] == 0.2
     assert dict(job.params)["basis_size"] == 16
     assert {p.name for p in searched(methods["doge_ta"])} == set(dict(job.params)) - {
-        "shared_basis_size"
+        "shared_basis_size",
+        "solver",
+        "tolerance",
     }
 
 
