@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from apgd.errors import InputError
+from tune import interrupts
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
@@ -42,10 +43,10 @@ def run_command(
     chosen = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in chosen
     try:
-        run(
-            tyro.cli(settings, prog=prog, args=chosen, config=(tyro.conf.FlagCreatePairsOff,)),
-            console,
-        )
+        parsed = tyro.cli(settings, prog=prog, args=chosen, config=(tyro.conf.FlagCreatePairsOff,))
+        with interrupts.noted():
+            run(parsed, console)
+            interrupts.check()
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from here", markup=False)
         return INTERRUPTED

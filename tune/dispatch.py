@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import ray
 from ray.actor import ActorHandle
 
+from tune import interrupts
+
 _POLL_SECONDS = 0.5
 
 Running: TypeAlias = dict["ray.ObjectRef[Any]", tuple[int, ActorHandle[Any]]]
@@ -38,6 +40,7 @@ def dispatch(
     running: Running = {}
     restarting: dict[ray.ObjectRef[Any], ActorHandle[Any]] = {}
     while waiting or running:
+        interrupts.check()
         while waiting and idle:
             number, worker = waiting.popleft(), idle.popleft()
             running[call(worker, number)] = (number, worker)
