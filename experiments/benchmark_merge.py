@@ -85,8 +85,8 @@ def main() -> None:
         seconds, reference, told = _fusion_bench(base, experts, options.threads)
         found.append({"row": f"FusionBench {told['fusion_bench']}", "seconds": seconds} | told)
     rates = measured_rates(device)
-    skipped = dict(zip(("plain", "adam", "exact"), rows(), strict=True))
-    for row in [row for name, row in skipped.items() if name not in options.without]:
+    by_name = dict(zip(("plain", "adam", "exact"), rows(), strict=True))
+    for row in [row for name, row in by_name.items() if name not in options.without]:
         found.append(_measure(row, base, experts, device, options.repeats, reference))
     report = {
         "machine": name_of(device), "threads": options.threads, "model": options.model,
