@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples, Split
 from apgd.errors import InputError
-from apgd.evaluate import logits
 from apgd.files import content_key, sha256_file, write_json
+from apgd.heads import Head
 from apgd.source import library_versions, source_hash
 from apgd.suites import FinetuneSettings, Suite
 
@@ -80,7 +80,7 @@ def expert_spec(
         data_sha256=data_sha256,
         head=content_key([suite.task(task).class_names, suite.task(task).templates]),
         versions=library_versions("torch", "open_clip_torch", "numpy"),
-        code=source_hash("apgd.finetune", "apgd.evaluate", "apgd.numerics", "apgd.models"),
+        code=source_hash("apgd.finetune", "apgd.heads", "apgd.numerics", "apgd.models"),
     )
 
 
@@ -123,10 +123,9 @@ def finetune(
 ) -> Expert:
     """Fine-tune an expert, or return the finished one.
 
-    The full image encoder learns, the zero-shot text head is frozen; AdamW with a linear warm-up
-    and a cosine to zero (Wei et al., appendix, training details). Training
-    writes a checkpoint every `checkpoint_every` steps and goes on from the newest one, with the
-    same bits as if it had never stopped.
+    What the suite says is trained learns, the head is frozen; AdamW with the settings' schedule
+    (Wei et al., appendix, training details). Training writes a checkpoint every `checkpoint_every`
+    steps and goes on from the newest one, with the same bits as if it had never stopped.
 
     Args:
         suite: where base model, data and head come from.
@@ -147,19 +146,19 @@ def finetune(
     base = load_weights(suite.base_path(), f"the base of suite {suite.name}")
     model = suite.build_model()
     model.load_state_dict(base)
-    head = suite.zero_shot_head(model, suite.task(spec.task)).to(device)
+    head = suite.head(model, suite.task(spec.task)).to(device)
     model.to(device)
-    run = _Training(model, spec.settings)
+    run = _Training(model, spec.settings, suite.is_trained)
     resumed_at = run.resume(folder / _PROGRESS)
     run.started = started
     examples = suite.examples(spec.task, Split.TRAIN)
-    last_loss = run.train(suite, spec, head, examples, folder / _PROGRESS, report)
+    last_loss = run.train(spec, head, examples, folder / _PROGRESS, report)
     weights = folder / _WEIGHTS
     save_weights(weights, model.state_dict(), {"suite": suite.name, "task": spec.task})
     manifest: dict[str, Any] = {
         "spec": asdict(spec),
         "sha256": sha256_file(weights),
-        "device": str(head.device),
+        "device": device,
         "threads": torch.get_num_threads(),
         "resumed_at_step": resumed_at,
         "last_loss": last_loss,
@@ -172,10 +171,12 @@ def finetune(
 
 
 def learning_rate(step: int, settings: FinetuneSettings) -> float:
-    """The learning rate of step 0, 1, ...: a linear warm-up, then half a cosine to zero."""
-    warmup = max(1, round(settings.warmup * settings.steps))
+    """The learning rate of step 0, 1, ...: a linear warm-up, then what the schedule says."""
+    warmup = round(settings.warmup * settings.steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
     progress = (step - warmup) / max(1, settings.steps - warmup)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -195,7 +196,9 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
 class _Training:
     """Model, optimizer and step counter, as one thing that can be saved and resumed."""
 
-    def __init__(self, model: nn.Module, settings: FinetuneSettings) -> None:
+    def __init__(
+        self, model: nn.Module, settings: FinetuneSettings, is_trained: Callable[[str], bool]
+    ) -> None:
         self.model = model
         self.settings = settings
         self.step = 0
@@ -203,7 +206,7 @@ class _Training:
         """What earlier attempts took, up to their last checkpoint."""
         self.started = time.perf_counter()
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("visual."))
+            parameter.requires_grad_(is_trained(name))
         self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.learning.values(),
@@ -213,24 +216,20 @@ class _Training:
 
     def train(
         self,
-        suite: Suite,
         spec: ExpertSpec,
-        head: Tensor,
+        head: Head,
         examples: Examples,
         checkpoint: Path,
         report: Report | None,
     ) -> float:
         settings = self.settings
-        labels = torch.from_numpy(examples.labels)
         loss = torch.zeros(())
         self.model.train()
         while self.step < settings.steps:
             chosen = batch_indices(self.step, settings.batch_size, len(examples), spec.seed)
-            pixels = suite.preprocess(examples.images[chosen.numpy()]).to(head.device)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, settings)
-            scores = logits(self.model, head, pixels)  # type: ignore[arg-type]
-            loss = nn.functional.cross_entropy(scores, labels[chosen].to(head.device))
+            loss = head.loss(self.model, examples, chosen.numpy())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.learning.values(), settings.clip_norm)

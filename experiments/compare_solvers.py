@@ -23,7 +23,7 @@ from apgd.statistics import Interval, accuracy, difference
 from apgd.suites import suites
 from tune.cluster import ray_session
 from tune.command import run_command
-from tune.evaluators import Purpose, ScoreJob, Workload, mean_accuracy
+from tune.evaluators import Purpose, ScoreJob, Workload, mean_score
 from tune.experiment import Experiment, check, exclusive, merged_rank, worker_bytes
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
@@ -164,7 +164,7 @@ def _validate(
         record = store.get(Kind.TRIAL, job.key(workload))
         if record is None:
             raise FileNotFoundError(f"the record of trial {job.key(workload)} has disappeared")
-        share = mean_accuracy(record, tasks) / comparison.seeds
+        share = mean_score(record, tasks) / comparison.seeds
         means[solver, eta] = means.get((solver, eta), 0.0) + share
     return means
 
@@ -181,8 +181,8 @@ def _compare(
     def runs(solver: str, eta: float) -> list[dict[str, object]]:
         per_seed = []
         for seed in range(comparison.seeds):
-            correct = store.correct(records[solver, eta, seed])
-            per_seed.append({task: correct[f"test/{task}"] for task in tasks})
+            answers = store.answers(records[solver, eta, seed])
+            per_seed.append({task: answers[f"test/{task}"] for task in tasks})
         return per_seed
 
     def seconds(solver: str, eta: float) -> float:

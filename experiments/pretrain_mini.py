@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from apgd.data import Examples, Split, Task
+from apgd.data import ImageExamples, Split, Task
 from apgd.data.rendering import (
     AERIAL,
     CLEAN,
@@ -43,6 +43,7 @@ from apgd.data.rendering import (
     render,
 )
 from apgd.errors import InputError
+from apgd.heads import judge
 from apgd.models.clip import mini_clip, preprocess
 from apgd.models.tokenizer import WordTokenizer
 from apgd.suites.mini_vision import MINI_VISION
@@ -144,7 +145,7 @@ def main(pretraining: Pretraining) -> None:
 
 def captioned(pretraining: Pretraining, tokenizer: WordTokenizer) -> Captioned:
     """All pictures to learn from, with their captions."""
-    parts: list[tuple[Task, Subject, Examples]] = []
+    parts: list[tuple[Task, Subject, ImageExamples]] = []
     for number, (name, (subject, style, count)) in enumerate(_CLEAN_PICTURES.items()):
         rng = np.random.default_rng([pretraining.seed, number])
         task = MINI_VISION.task(name)
@@ -240,14 +241,10 @@ def _augmented(images: Tensor) -> Tensor:
     return gain * images + noise
 
 
-@torch.no_grad()
 def validation_accuracy(model: CLIP, task: Task) -> float:
     """Share of a task's validation pictures that the zero-shot head names rightly."""
     examples = MINI_VISION.examples(task.name, Split.VALIDATION)
-    head = MINI_VISION.zero_shot_head(model, task)
-    seen = model.encode_image(MINI_VISION.preprocess(examples.images), normalize=True)
-    right = (seen @ head.T).argmax(dim=1) == torch.from_numpy(examples.labels)
-    return right.float().mean().item()
+    return float(judge(model, MINI_VISION.head(model, task), examples).mean())
 
 
 def write(model: CLIP, out: Path) -> None:

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from apgd.data import Examples, Split
+from apgd.data import ImageExamples, Split
 from apgd.data.reader import LeakError, SplitReader
 
 
 class Source:
-    def examples(self, task: str, split: Split) -> Examples:
-        return Examples(np.zeros((5, 2, 2, 3), np.uint8), np.arange(5))
+    def examples(self, task: str, split: Split) -> ImageExamples:
+        return ImageExamples(np.zeros((5, 2, 2, 3), np.uint8), np.arange(5))
 
 
 def test_only_allowed_splits_are_read_and_counted() -> None:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from apgd.checkpoints import load_weights
 from apgd.data import Examples, Split
-from apgd.data.corruptions import CORRUPTIONS, corrupt
 from apgd.data.reader import SplitReader
-from apgd.evaluate import correctness
+from apgd.heads import judge
 from apgd.methods import Value, methods
 from apgd.suites import suites
 from apgd.task_vectors import TaskVectors
@@ -21,7 +20,6 @@ from tune.records import Kind, Record, RecordStore, Variant, record_key
 
 PRETRAINED = "pretrained"
 EXPERTS = "experts"
-_CORRUPTION_SEED = 0
 
 
 class Purpose(StrEnum):
@@ -92,8 +90,8 @@ class ScoreJob:
         )
 
 
-def mean_accuracy(record: Record, tasks: Sequence[str]) -> float:
-    """Mean accuracy over tasks, on the split that the record's kind stands for."""
+def mean_score(record: Record, tasks: Sequence[str]) -> float:
+    """Mean score over tasks, on the split that the record's kind stands for."""
     split = Purpose.SEARCH.reads if record.kind is Kind.TRIAL else Purpose.FINAL.reads
     return sum(record.scores[f"{split}/{task}"] for task in tasks) / len(tasks)
 
@@ -110,7 +108,7 @@ class Evaluator:
         self._model: nn.Module = self._suite.build_model()
         self._model.load_state_dict(self._base)
         self._heads = {
-            task.name: self._suite.zero_shot_head(self._model, task).to(device)
+            task.name: self._suite.head(self._model, task).to(device)
             for task in (*self._suite.tasks, *self._suite.unseen)
         }
         self._model.to(device)
@@ -121,19 +119,19 @@ class Evaluator:
         """Score a job unless its record exists, and put the record on disk.
 
         Returns:
-            The mean accuracy over the suite's tasks, in [0, 1].
+            The mean score over the suite's tasks, at most 1.
         """
         record = self._store.get(job.purpose.kind, job.key(self.workload))
         if record is None:
             record = self._score(job)
-        return mean_accuracy(record, [task.name for task in self._suite.tasks])
+        return mean_score(record, [task.name for task in self._suite.tasks])
 
     def _score(self, job: ScoreJob) -> Record:
         reader = SplitReader(self._suite, {job.purpose.reads}, self.workload.limit)
         started = time.perf_counter()
         load = self._loader(job)
         merged = time.perf_counter()
-        correct: dict[str, np.ndarray] = {}
+        answers: dict[str, np.ndarray] = {}
         loaded: Mapping[str, Tensor] | None = None
         for condition, task in self._cells(job):
             weights = load(task)
@@ -141,9 +139,7 @@ class Evaluator:
                 self._model.load_state_dict(weights)
                 loaded = weights
             examples = self._cell_examples(reader, condition, task)
-            correct[f"{condition}/{task}"] = correctness(
-                self._model, self._heads[task], self._suite, examples
-            )
+            answers[f"{condition}/{task}"] = judge(self._model, self._heads[task], examples)
         record = Record(
             kind=job.purpose.kind,
             method=job.method,
@@ -151,11 +147,11 @@ class Evaluator:
             seed=job.seed,
             params=dict(job.params),
             inputs=self.workload.inputs_of(job.seed),
-            scores={cell: float(hits.mean()) for cell, hits in correct.items()},
+            scores={cell: float(values.mean()) for cell, values in answers.items()},
             seconds={"merge": merged - started, "score": time.perf_counter() - merged},
             details={"number": job.number, "reads": dict(reader.reads)},
         )
-        self._store.add(record, correct)
+        self._store.add(record, answers)
         return record
 
     def _cells(self, job: ScoreJob) -> Iterator[tuple[str, str]]:
@@ -170,20 +166,18 @@ class Evaluator:
         for task in (*seen, *unseen):
             yield split, task
             if task in corrupted:
-                yield from ((corruption, task) for corruption in CORRUPTIONS)
+                yield from ((corruption, task) for corruption in self._suite.corruptions)
 
     def _cell_examples(self, reader: SplitReader, condition: str, task: str) -> Examples:
         """Examples of a cell, kept once made; the reader still counts and guards each read."""
-        split = Split.TEST if condition in CORRUPTIONS else Split(condition)
+        split = Split.TEST if condition in self._suite.corruptions else Split(condition)
         examples = reader.examples(task, split)
         if condition == split:
             return examples
         cell = (condition, task)
         if cell not in self._examples:
-            shown = examples.first(self.workload.corruption_limit)
-            self._examples[cell] = Examples(
-                corrupt(shown.images, condition, _CORRUPTION_SEED), shown.labels
-            )
+            count = min(len(examples), self.workload.corruption_limit)
+            self._examples[cell] = self._suite.corrupted_examples(task, condition, count)
         return self._examples[cell]
 
     def _loader(self, job: ScoreJob) -> Callable[[str], Mapping[str, Tensor]]:

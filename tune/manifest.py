@@ -13,13 +13,12 @@ from typing import Any
 
 import apgd
 from apgd.data import Task
-from apgd.data.corruptions import CORRUPTIONS
 from apgd.files import sha256_file, write_json
 from apgd.finetune import Expert
 from apgd.machine import processor
 from apgd.suites import Suite
 from tune.cluster import Cluster, plural
-from tune.evaluators import mean_accuracy
+from tune.evaluators import mean_score
 from tune.experiment import Experiment, without_credentials
 from tune.progress import Stage
 from tune.records import Kind, Record
@@ -86,7 +85,7 @@ class Manifest:
         suite, experiment = self._suite, self._experiment
         value = {
             "experiment": {
-                "name": "full_repro",
+                "name": experiment.name,
                 **experiment.as_dict(),
                 "trials": experiment.effective_trials,
             },
@@ -126,7 +125,7 @@ def describe_suite(suite: Suite) -> dict[str, Any]:
         "tasks": _describe_tasks(suite.tasks),
         "unseen": _describe_tasks(suite.unseen),
         "corrupted": list(suite.corrupted),
-        "corruptions": list(CORRUPTIONS),
+        "corruptions": list(suite.corruptions),
     }
 
 
@@ -137,6 +136,7 @@ def _describe_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
             "title": task.title,
             "stands_for": task.stands_for,
             "classes": len(task.class_names),
+            "metric": task.metric,
         }
         for task in tasks
     ]
@@ -150,10 +150,10 @@ def _reads(searches: Sequence[Searched], rows: Sequence[Record]) -> dict[str, in
 
 
 def _means(rows: Sequence[Record], tasks: Sequence[str]) -> dict[str, float]:
-    """Mean test accuracy of every row over tasks and seeds, in [0, 1]."""
+    """Mean test score of every row over tasks and seeds, at most 1."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        found.setdefault(f"{row.method}-{row.variant}", []).append(mean_accuracy(row, tasks))
+        found.setdefault(f"{row.method}-{row.variant}", []).append(mean_score(row, tasks))
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 

@@ -57,8 +57,8 @@ class Record:
     inputs: Mapping[str, str]
     """What else determines the result: name -> hash."""
     scores: Mapping[str, float]
-    """Accuracy in [0, 1] by cell; a cell is `condition/task`, where the condition is a split
-    (`validation`, `test`) or the name of a corruption (of the test split)."""
+    """Score by cell, at most 1, for example accuracy; a cell is `condition/task`, where the
+    condition is a split (`validation`, `test`) or the name of a corruption (of the test split)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock time by step, for example `merge` and `score`."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class RecordStore:
     """The records of one run folder.
 
     Files: `records/<kind>/<key>.json` and, where there are per-example results,
-    `records/<kind>/<key>.npz` with one packed bit array per cell.
+    `records/<kind>/<key>.npz` with one array per cell, of packed bits for right and wrong.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -95,17 +95,22 @@ class RecordStore:
     def _path(self, kind: Kind, key: str) -> Path:
         return self.root / kind / f"{key}.json"
 
-    def add(self, record: Record, correct: Mapping[str, np.ndarray] | None = None) -> None:
-        """Write a record; `correct` maps cells to boolean arrays, one entry per example."""
+    def add(self, record: Record, answers: Mapping[str, np.ndarray] | None = None) -> None:
+        """Write a record; `answers` maps cells to one boolean or number per example."""
         path = self._path(record.kind, record.key)
-        if correct:
-            packed = {cell: np.packbits(bits) for cell, bits in correct.items()}
-            lengths = {f"{cell}#": np.int64(len(bits)) for cell, bits in correct.items()}
+        if answers:
+            stored: dict[str, Any] = {}
+            for cell, values in answers.items():
+                if values.dtype == np.bool_:
+                    stored[cell] = np.packbits(values)
+                    stored[f"{cell}#"] = np.int64(len(values))
+                else:
+                    stored[cell] = values.astype(np.float64)
             with (
                 atomic_path(path.with_suffix(".npz")) as temporary,
                 temporary.open("wb") as file,
             ):
-                np.savez_compressed(file, **packed, **lengths)  # type: ignore[arg-type]
+                np.savez_compressed(file, **stored)
         write_json(path, asdict(record))
 
     def get(self, kind: Kind, key: str) -> Record | None:
@@ -122,15 +127,21 @@ class RecordStore:
         for key in self.keys(kind):
             yield _read(self._path(kind, key))
 
-    def correct(self, record: Record) -> dict[str, np.ndarray]:
-        """Per-example correctness by cell: boolean arrays, in the order of the split."""
+    def answers(self, record: Record) -> dict[str, np.ndarray]:
+        """One boolean or number per example, by cell, in the order of the split."""
         path = self._path(record.kind, record.key).with_suffix(".npz")
         with np.load(path, allow_pickle=False) as stored:
             return {
-                cell: np.unpackbits(stored[cell], count=int(stored[f"{cell}#"])).astype(bool)
+                cell: _unpacked(stored[cell], int(stored[f"{cell}#"]))
+                if f"{cell}#" in stored.files
+                else stored[cell]
                 for cell in stored.files
                 if not cell.endswith("#")
             }
+
+
+def _unpacked(bits: np.ndarray, count: int) -> np.ndarray:
+    return np.unpackbits(bits, count=count).astype(bool)
 
 
 def _read(path: Path) -> Record:

@@ -25,11 +25,12 @@ _SAMPLES = 16
 # What a score depends on besides weights and data.
 _SCORING_CODE = (
     "apgd.data",
-    "apgd.evaluate",
     "apgd.execution",
     "apgd.fused",
+    "apgd.heads",
     "apgd.lanes",
     "apgd.methods",
+    "apgd.metrics",
     "apgd.models",
     "apgd.numerics",
     "apgd.projective",
@@ -303,7 +304,7 @@ def report(experiment: Experiment, suite: Suite, display: Display) -> Report:
             titles={name: method.title for name, method in methods.items()},
             axes=axes,
             samples={
-                task.name: suite.examples(task.name, Split.TEST).images[:_SAMPLES]
+                task.name: suite.examples(task.name, Split.TEST).first(_SAMPLES)
                 for task in (*suite.tasks, *suite.unseen)
             },
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apgd.methods import Method, MethodParams, Parameter, Value, methods
-from tune.evaluators import Purpose, ScoreJob, mean_accuracy
+from tune.evaluators import Purpose, ScoreJob, mean_score
 from tune.records import Record, Variant
 
 
@@ -56,4 +56,4 @@ def best_trial(trials: Sequence[Record], tasks: Sequence[str]) -> Record:
     Raises:
         ValueError: where there is none.
     """
-    return max(trials, key=lambda trial: (mean_accuracy(trial, tasks), -trial.details["number"]))
+    return max(trials, key=lambda trial: (mean_score(trial, tasks), -trial.details["number"]))

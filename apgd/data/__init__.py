@@ -1,5 +1,5 @@
-"""Data: a task and a split in, images and labels out."""
+"""Data: a task and a split in, examples out."""
 
-from apgd.data.tasks import Examples, Split, Task
+from apgd.data.tasks import Examples, ImageExamples, Metric, Split, Task, TextExamples
 
-__all__ = ["Examples", "Split", "Task"]
+__all__ = ["Examples", "ImageExamples", "Metric", "Split", "Task", "TextExamples"]

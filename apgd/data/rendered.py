@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apgd.data.tasks import Examples
+from apgd.data.tasks import ImageExamples
 from apgd.errors import InputError
 from apgd.files import atomic_path
 
@@ -39,7 +39,7 @@ class RenderedStore:
     def _folder(self, pinned: str) -> Path:
         return (self._root or cache_root()) / "rendered" / pinned[:32]
 
-    def get(self, name: str, pinned: str, make: Callable[[], Examples]) -> Examples:
+    def get(self, name: str, pinned: str, make: Callable[[], ImageExamples]) -> ImageExamples:
         """The examples whose content has the hash `pinned`; made where they are not there yet.
 
         Files are checked against the hash when this object first reads them; damaged ones are made
@@ -69,7 +69,7 @@ class RenderedStore:
                 )
             try:
                 _write(folder / "labels.npy", made.labels)
-                _write(folder / "images.npy", made.images)
+                _write(folder / "images.npy", made.images[:])
             except OSError as error:
                 raise InputError(
                     f"cannot write to the cache folder {folder} ({error.strerror}); "
@@ -78,12 +78,12 @@ class RenderedStore:
             found = self._read(folder, pinned) or made
         return found
 
-    def _read(self, folder: Path, pinned: str) -> Examples | None:
+    def _read(self, folder: Path, pinned: str) -> ImageExamples | None:
         """The examples in a folder, or None where they are missing or damaged."""
         try:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / "labels.npy", allow_pickle=False)
-            examples = Examples(images, labels)
+            examples = ImageExamples(images, labels)
         except (OSError, ValueError, EOFError, InputError):
             # ValueError covers what NumPy says of a broken header or a file that is too short.
             return None

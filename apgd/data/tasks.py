@@ -1,9 +1,12 @@
 """What a task is: its classes, its prompts, and its examples by split."""
 
 import hashlib
+import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -21,9 +24,18 @@ class Split(StrEnum):
     TEST = "test"
 
 
+class Metric(StrEnum):
+    """How a task's answers are judged."""
+
+    ACCURACY = "accuracy"
+    """Share of the examples answered exactly right."""
+    SPEARMAN = "spearman"
+    """Spearman's rank correlation of the numbers that were answered with the true ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One classification task of a suite."""
+    """One task of a suite."""
 
     name: str
     """Identifier on the command line and in file names, lower case."""
@@ -32,42 +44,116 @@ class Task:
     stands_for: str | None
     """The benchmark of the paper whose place this task takes, if any."""
     class_names: tuple[str, ...]
-    """One name per class, in label order."""
-    templates: tuple[str, ...]
-    """Prompt templates of the zero-shot head, each with one `{}` for the class name."""
+    """One name per class, in label order; of a text task the words that are answers."""
+    templates: tuple[str, ...] = ()
+    """Prompt templates of the zero-shot head, each with one `{}` for the class name; none for a
+    text task, whose examples are whole prompts."""
+    metric: Metric = Metric.ACCURACY
+    """How answers are judged."""
+
+
+class Examples(ABC):
+    """Inputs with the answers that belong to them."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """Hash of the content, in hexadecimal."""
+
+    @abstractmethod
+    def first(self, count: int) -> Self:
+        """The first `count` examples (all of them where there are fewer)."""
+
+
+class Pixels(Protocol):
+    """Images as an array, or as something that decodes what is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(examples, height, width, 3)."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Some of the images: uint8 (n, height, width, 3)."""
 
 
 @dataclass(frozen=True)
-class Examples:
+class ImageExamples(Examples):
     """Images with labels."""
 
-    images: np.ndarray
+    images: Pixels
     """uint8, (examples, height, width, 3)."""
     labels: np.ndarray
     """int64, (examples,)."""
+    source_sha256: str | None = None
+    """Hash of what the images are decoded from, in place of that of all pixels."""
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
             raise InputError(
-                f"images must be uint8 of shape (n, h, w, 3), "
-                f"but got {self.images.dtype} {self.images.shape}"
+                f"images must be uint8 of shape (n, h, w, 3), but got {self.images.dtype} {shape}"
             )
-        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+        if self.labels.dtype != np.int64 or self.labels.shape != shape[:1]:
             raise InputError(
                 f"labels must be int64 of shape ({len(self.images)},), "
                 f"but got {self.labels.dtype} {self.labels.shape}"
             )
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.labels)
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the images' bytes followed by the labels' bytes, in hexadecimal."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        """SHA-256 of the images' bytes, or of their source, followed by the labels' bytes."""
+        if self.source_sha256 is None:
+            digest = hashlib.sha256(np.ascontiguousarray(self.images[:]).data)
+        else:
+            digest = hashlib.sha256(self.source_sha256.encode())
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
-    def first(self, count: int) -> "Examples":
+    def first(self, count: int) -> "ImageExamples":
         """The first `count` examples (all of them where there are fewer)."""
-        return Examples(self.images[:count], self.labels[:count])
+        return ImageExamples(self.images[:count], self.labels[:count])
+
+
+@dataclass(frozen=True)
+class TextExamples(Examples):
+    """Prompts with the texts that answer them."""
+
+    inputs: tuple[str, ...]
+    """Whole prompts."""
+    targets: tuple[str, ...]
+    """The answers, word for word."""
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise InputError(
+                f"each prompt must have one answer, but there are {len(self.inputs)} prompts and "
+                f"{len(self.targets)} answers"
+            )
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.inputs)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of prompts and answers, in hexadecimal."""
+        return hashlib.sha256(json.dumps([self.inputs, self.targets]).encode()).hexdigest()
+
+    def first(self, count: int) -> "TextExamples":
+        """The first `count` examples (all of them where there are fewer)."""
+        return TextExamples(self.inputs[:count], self.targets[:count])

@@ -1,4 +1,4 @@
-"""open_clip's CLIP at toy size, and its zero-shot head."""
+"""open_clip's CLIP at toy size, and the class vectors of its zero-shot head."""
 
 from collections.abc import Callable
 
@@ -52,10 +52,14 @@ def preprocess(images: np.ndarray) -> Tensor:
     return planes.to(torch.float32).div_(255.0).sub_(_MEAN).div_(_STD)
 
 
-def zero_shot_head(
-    model: nn.Module, tokenizer: Callable[[list[str]], Tensor], task: Task
-) -> Tensor:
-    """A task's classifier made of its class names.
+def encode(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Unit embeddings of preprocessed pictures by open_clip's CLIP: (n, 3, h, w) -> (n, width)."""
+    seen: Tensor = model.encode_image(pixels, normalize=True)  # type: ignore[operator]
+    return seen
+
+
+def class_vectors(model: nn.Module, tokenizer: Callable[[list[str]], Tensor], task: Task) -> Tensor:
+    """The weights of a task's zero-shot classifier, made of its class names.
 
     Args:
         model: A CLIP of open_clip.
@@ -74,5 +78,5 @@ def zero_shot_head(
     )  # (width, classes)
     model.train(training)
     scale = model.get_parameter("logit_scale").detach().exp()
-    head: Tensor = (columns.detach().T * scale).contiguous()
-    return head
+    vectors: Tensor = (columns.detach().T * scale).contiguous()
+    return vectors

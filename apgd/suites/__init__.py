@@ -7,8 +7,8 @@ which published figures belong beside ours.
 import sys
 
 from apgd.registry import Registry
-from apgd.suites._suite import FinetuneSettings, Suite
+from apgd.suites._suite import FinetuneSettings, LoraSettings, Suite
 
 suites: Registry[Suite] = Registry(sys.modules[__name__], Suite, "suite")  # type: ignore[type-abstract]
 
-__all__ = ["FinetuneSettings", "Suite", "suites"]
+__all__ = ["FinetuneSettings", "LoraSettings", "Suite", "suites"]

@@ -1,14 +1,32 @@
 """The shape of a suite."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
-import numpy as np
 from torch import Tensor, nn
 
 from apgd.data import Examples, Split, Task
 from apgd.errors import InputError
+from apgd.heads import Head
+from apgd.methods import Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Fine-tuning of a low-rank change beside frozen matrices (Hu et al., 2021)."""
+
+    rank: int
+    """Rank of the change of each matrix."""
+    alpha: float
+    """The change is alpha / rank times B A."""
+    targets: tuple[str, ...]
+    """Last parts of the names of the linear layers that get one, for example `q` and `v`."""
+    dropout: float = 0.0
+    """Share of the inputs of A that are dropped in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +41,16 @@ class FinetuneSettings:
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.1
     """AdamW's decoupled weight decay."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up, half a cosine to zero, or the peak all along."""
     warmup: float = 0.1
-    """Share of the steps over which the learning rate rises linearly; a cosine to zero follows."""
+    """Share of the steps over which the learning rate rises linearly."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
+    lora: LoraSettings | None = None
+    """Low-rank fine-tuning; all trained parameters in full where None."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
     checkpoint_every: int = 50
     """Steps between checkpoints from which a killed expert resumes."""
 
@@ -40,12 +64,17 @@ class Suite(ABC):
     """One line for people."""
     tasks: tuple[Task, ...]
     """Tasks with an expert each, in the order in which tables show them."""
-    unseen: tuple[Task, ...]
+    unseen: tuple[Task, ...] = ()
     """Tasks that no expert sees."""
-    corrupted: tuple[str, ...]
+    corrupted: tuple[str, ...] = ()
     """Names of the tasks whose test images are also shown corrupted."""
+    corruptions: tuple[str, ...] = ()
+    """Kinds of corruption."""
     finetune: FinetuneSettings
     """How this suite's experts are fine-tuned."""
+    published: Mapping[str, Mapping[str, Value]] = MappingProxyType({})
+    """By method, the published settings for this kind of model where they differ from the
+    defaults of the method's parameters."""
 
     @abstractmethod
     def base_path(self) -> Path:
@@ -56,12 +85,17 @@ class Suite(ABC):
         """A fresh model of the base's architecture, weights not yet loaded."""
 
     @abstractmethod
-    def preprocess(self, images: np.ndarray) -> Tensor:
-        """Images as the model takes them: uint8 (n, h, w, 3) -> float32 (n, 3, h, w)."""
+    def head(self, model: nn.Module, task: Task) -> Head:
+        """A task's end of the model.
+
+        Args:
+            model: the suite's model with the base's weights.
+            task: seen or unseen.
+        """
 
     @abstractmethod
-    def zero_shot_head(self, model: nn.Module, task: Task) -> Tensor:
-        """The frozen text head of a task: unit vectors (classes, width) times the logit scale."""
+    def is_trained(self, name: str) -> bool:
+        """Whether fine-tuning changes the parameter `name`."""
 
     @abstractmethod
     def is_merged(self, name: str, tensor: Tensor) -> bool:
@@ -78,6 +112,17 @@ class Suite(ABC):
     @abstractmethod
     def has_examples(self, task: str, split: Split) -> bool:
         """Whether a split is ready on this machine, so that reading it is quick."""
+
+    def corrupted_examples(self, task: str, corruption: str, count: int) -> Examples:
+        """The first `count` test examples of a task, under a corruption.
+
+        Raises:
+            InputError: for a task that is not among `corrupted`, or an unknown corruption.
+        """
+        raise InputError(
+            f"suite {self.name} shows nothing corrupted, but {count} examples of {task} under "
+            f"{corruption} were asked for"
+        )
 
     def task(self, name: str) -> Task:
         """The task called `name`, seen or unseen."""

@@ -14,7 +14,8 @@ from types import MappingProxyType
 import numpy as np
 from torch import Tensor, nn
 
-from apgd.data import Examples, Split, Task
+from apgd.data import ImageExamples, Split, Task
+from apgd.data.corruptions import CORRUPTIONS, corrupt
 from apgd.data.rendered import RenderedStore
 from apgd.data.rendering import (
     AERIAL,
@@ -32,11 +33,13 @@ from apgd.data.rendering import (
     render,
 )
 from apgd.errors import InputError
-from apgd.models.clip import CONTEXT_LENGTH, mini_clip, preprocess, zero_shot_head
+from apgd.models.clip import CONTEXT_LENGTH, class_vectors, encode, mini_clip, preprocess
 from apgd.models.tokenizer import WordTokenizer
+from apgd.models.zero_shot import ZeroShotHead
 from apgd.suites._suite import FinetuneSettings, Suite
 
 _SEED = 20250504
+_CORRUPTION_SEED = 0
 _SIZES = {Split.TRAIN: 5000, Split.VALIDATION: 400, Split.TEST: 2400}
 _BLOCKS = "visual.transformer.resblocks."
 _BASE = Path(__file__).parent / "assets" / "mini_vision.safetensors"
@@ -237,7 +240,7 @@ PINNED: Mapping[tuple[str, Split], str] = MappingProxyType(
         ),
     }
 )
-"""`Examples.sha256` of every split, by task and split.
+"""`ImageExamples.sha256` of every split, by task and split.
 
 Whoever changes how a task is rendered gets the new hash from `MINI_VISION.render(task, split)`, and
 a suite whose figures do not compare with the old one's.
@@ -262,6 +265,7 @@ class MiniVision(Suite):
     tasks = tuple(recipe.task for recipe in _SEEN)
     unseen = tuple(recipe.task for recipe in _UNSEEN)
     corrupted = ("vehicles", "landcover", "aerial", "signs")
+    corruptions = CORRUPTIONS
     finetune = FinetuneSettings(steps=200, batch_size=64, learning_rate=5e-4)
 
     def __init__(self) -> None:
@@ -277,19 +281,19 @@ class MiniVision(Suite):
         model: nn.Module = mini_clip(self.tokenizer.vocab_size)
         return model
 
-    def preprocess(self, images: np.ndarray) -> Tensor:
-        """Pictures as the model takes them: uint8 (n, 32, 32, 3) -> float32 (n, 3, 32, 32)."""
-        return preprocess(images)
+    def head(self, model: nn.Module, task: Task) -> ZeroShotHead:
+        """The frozen text head of a task: class vectors (classes, 64)."""
+        return ZeroShotHead(class_vectors(model, self.tokenizer, task), preprocess, encode)
 
-    def zero_shot_head(self, model: nn.Module, task: Task) -> Tensor:
-        """The frozen text head of a task: unit vectors (classes, 64) times the logit scale."""
-        return zero_shot_head(model, self.tokenizer, task)
+    def is_trained(self, name: str) -> bool:
+        """Whether a parameter belongs to the image tower."""
+        return name.startswith("visual.")
 
     def is_merged(self, name: str, tensor: Tensor) -> bool:
         """Whether a parameter is a matrix of a linear layer in the image tower's blocks."""
         return name.startswith(_BLOCKS) and name.endswith("weight") and tensor.ndim == 2
 
-    def examples(self, task: str, split: Split) -> Examples:
+    def examples(self, task: str, split: Split) -> ImageExamples:
         """The examples of a task's split, from the cache on disk or rendered (a second or two).
 
         Splits are independent of each other, so that several processes may prepare them at once.
@@ -303,12 +307,25 @@ class MiniVision(Suite):
             f"task {task}, split {split}", PINNED[task, split], lambda: self.render(task, split)
         )
 
+    def corrupted_examples(self, task: str, corruption: str, count: int) -> ImageExamples:
+        """The first `count` test examples of a task, under a corruption.
+
+        Raises:
+            InputError: for a task that is not among `corrupted`, or an unknown corruption.
+        """
+        if task not in self.corrupted:
+            raise InputError(
+                f"only {', '.join(self.corrupted)} are shown corrupted, but {task} was asked for"
+            )
+        shown = self.examples(task, Split.TEST).first(count)
+        return ImageExamples(corrupt(shown.images[:], corruption, _CORRUPTION_SEED), shown.labels)
+
     def has_examples(self, task: str, split: Split) -> bool:
         """Whether a split is in the cache on this machine."""
         self._recipe(task, split)
         return self._store.has(PINNED[task, split])
 
-    def render(self, task: str, split: Split) -> Examples:
+    def render(self, task: str, split: Split) -> ImageExamples:
         """The examples of a task's split, rendered now, whatever is cached or pinned.
 
         Raises:

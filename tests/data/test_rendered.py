@@ -4,19 +4,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apgd.data import Examples
+from apgd.data import ImageExamples
 from apgd.data.rendered import RenderedStore, cache_root
 from apgd.errors import InputError
 
 
-def make() -> Examples:
+def make() -> ImageExamples:
     rng = np.random.default_rng(1)
-    return Examples(
+    return ImageExamples(
         rng.integers(256, size=(20, 32, 32, 3), dtype=np.uint8), rng.integers(10, size=20)
     )
 
 
-def refuse() -> Examples:
+def refuse() -> ImageExamples:
     raise AssertionError("must come from the cache")
 
 

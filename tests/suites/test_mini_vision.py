@@ -8,6 +8,7 @@ from torch import nn
 
 from apgd.data import Split
 from apgd.errors import InputError
+from apgd.models.clip import preprocess
 from apgd.models.tokenizer import WordTokenizer
 from apgd.suites import suites
 from apgd.suites.mini_vision import MINI_VISION, PINNED
@@ -126,7 +127,7 @@ def test_merged_are_the_matrices_of_the_image_blocks(base: nn.Module) -> None:
 
 def test_head_has_a_scaled_unit_vector_per_class(base: nn.Module) -> None:
     task = MINI_VISION.task("vehicles")
-    head = MINI_VISION.zero_shot_head(base, task)
+    head = MINI_VISION.head(base, task).classes
     assert head.shape == (len(task.class_names), 64)
     assert head.dtype == torch.float32
     assert not head.requires_grad
@@ -143,10 +144,10 @@ def test_base_is_between_chance_and_experts(base: nn.Module) -> None:
     accuracies = {}
     for task in (*MINI_VISION.tasks, *MINI_VISION.unseen):
         examples = MINI_VISION.examples(task.name, Split.VALIDATION)
-        head = MINI_VISION.zero_shot_head(base, task)
+        head = MINI_VISION.head(base, task).classes
         with torch.no_grad():
             seen = base.encode_image(  # type: ignore[operator]
-                MINI_VISION.preprocess(examples.images), normalize=True
+                preprocess(examples.images), normalize=True
             )
         right = (seen @ head.T).argmax(dim=1) == torch.from_numpy(examples.labels)
         accuracies[task.name] = right.float().mean().item()
@@ -158,13 +159,13 @@ def test_base_is_between_chance_and_experts(base: nn.Module) -> None:
 def test_preprocess() -> None:
     images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
     images[1, 3, 5, 2] = 255
-    planes = MINI_VISION.preprocess(images)
+    planes = preprocess(images)
     assert planes.shape == (2, 3, 32, 32)
     assert planes.dtype == torch.float32
     assert planes[1, 2, 3, 5] == 2.0
     assert planes[0].eq(-2.0).all()
     with pytest.raises(InputError, match="float32"):
-        MINI_VISION.preprocess(images.astype(np.float32))
+        preprocess(images.astype(np.float32))
 
 
 def test_tokenizer_numbers_words_and_ends_with_the_highest() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apgd.data import Examples, ImageExamples
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.report import Axis
 
@@ -234,11 +235,15 @@ def _penalty(cell: str) -> float:
     return shift + (0.0 if condition == "test" else 0.12)
 
 
-def samples(count: int = 16) -> dict[str, np.ndarray]:
-    """Coloured noise, smooth enough to look like something; uint8 (count, 32, 32, 3) by task."""
+def samples(count: int = 16) -> dict[str, Examples]:
+    """Coloured noise, smooth enough to look like something; (count, 32, 32, 3) by task."""
     rng = np.random.default_rng(4)
     coarse = {task: rng.integers(0, 256, (count, 4, 4, 3)) for task in (*TASKS, *UNSEEN)}
     return {
-        task: np.repeat(np.repeat(values, 8, axis=1), 8, axis=2).astype(np.uint8)
+        task: pictures(np.repeat(np.repeat(values, 8, axis=1), 8, axis=2))
         for task, values in coarse.items()
     }
+
+
+def pictures(images: np.ndarray) -> ImageExamples:
+    return ImageExamples(images.astype(np.uint8), np.zeros(len(images), np.int64))

@@ -103,7 +103,7 @@ def test_smoke_run_does_every_stage(smoke: tuple[Path, str]) -> None:
 def test_records_hold_correctness_per_example(smoke: tuple[Path, str]) -> None:
     store = RecordStore(smoke[0] / "run")
     for record in store.all(Kind.EVALUATION):
-        correct = store.correct(record)
+        correct = store.answers(record)
         assert set(correct) == set(record.scores)
         for cell, hits in correct.items():
             assert len(hits) == 60

@@ -24,7 +24,7 @@ def test_round_trip_with_correctness(tmp_path: Path) -> None:
     store.add(RECORD, {"test/signs": hits})
     found = store.get(Kind.EVALUATION, RECORD.key)
     assert found == RECORD
-    assert np.array_equal(store.correct(RECORD)["test/signs"], hits)
+    assert np.array_equal(store.answers(RECORD)["test/signs"], hits)
     assert list(store.all(Kind.EVALUATION)) == [RECORD]
     assert store.get(Kind.TRIAL, RECORD.key) is None
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apgd.errors import InputError
+from apgd.data import TextExamples
 from tests.tune.synthetic_run import (
     AXES,
     RATES,
-    TASKS,
     TITLES,
     add_row,
     manifest,
+    pictures,
     samples,
     write_manifest,
     write_run,
@@ -191,7 +191,7 @@ def test_hostile_names_are_text(tmp_path):
         tmp_path,
         titles={"doge_ta": HOSTILE, "ties": f"other {HOSTILE}"},
         axes={"ties": [Axis(name=HOSTILE, meaning=HOSTILE)]},
-        samples={"a": np.zeros((2, 32, 32, 3), np.uint8)},
+        samples={"a": pictures(np.zeros((2, 32, 32, 3)))},
     )
     assert "<script" not in report.html
     assert "&lt;script&gt;" in report.html
@@ -247,11 +247,15 @@ def test_a_smoke_run_says_that_it_means_nothing(tmp_path):
     assert "Its numbers mean nothing." in report.html
 
 
-def test_malformed_samples_are_refused(tmp_path):
-    write_manifest(tmp_path, manifest(1))
-    name = next(iter(TASKS))
-    with pytest.raises(InputError, match="must be uint8"):
-        build_report(Path(tmp_path), titles={}, axes={}, samples={name: np.zeros((2, 32, 32, 3))})
+def test_prompts_are_shown_in_a_table(tmp_path: Path) -> None:
+    write_run(tmp_path, seeds=1)
+    prompts = TextExamples(("is it <so>? " + "long " * 90, "b", "c"), ("yes", "no", "no"))
+    report = build_report(tmp_path, titles=TITLES, axes=AXES, samples={"digits": prompts})
+    rows = report.tables["samples"].rows
+    assert [row.cells[2].text for row in rows] == ["yes", "no"]
+    assert len(rows[0].cells[1].text) == 160
+    assert "is it &lt;so&gt;?" in report.html
+    assert "samples" not in report.figures
 
 
 def test_samples_are_one_picture_too(tmp_path: Path) -> None:
@@ -260,7 +264,7 @@ def test_samples_are_one_picture_too(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(report.figures["samples"])) as sheet:
         # Three images of 64 pixels and six rows of them, 4 pixels apart.
         assert sheet.size == (3 * 64 + 2 * 4, 6 * 64 + 5 * 4)
-        first = samples(3)["digits"][0]
+        first = samples(3)["digits"].images[0]
         assert sheet.getpixel((0, 0)) == tuple(first[0, 0])
         assert sheet.getpixel((63, 63)) == tuple(first[31, 31])
         assert sheet.getpixel((65, 0)) == (255, 255, 255)

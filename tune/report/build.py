@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from apgd.data import Examples
 from apgd.files import atomic_path, write_text
 from tune.report.axis import Axis
 from tune.report.document import (
@@ -34,7 +33,7 @@ from tune.report.result_sections import (
 )
 from tune.report.run import Run, read_run
 from tune.report.run_sections import cost_section, experts_section, samples_section
-from tune.report.samples import sample_grid, sample_sheet
+from tune.report.samples import sample_grid, sample_sheet, sample_table
 from tune.report.search_section import search_section
 
 _SMOKE = (
@@ -48,7 +47,7 @@ def build_report(
     *,
     titles: Mapping[str, str],
     axes: Mapping[str, Sequence[Axis]],
-    samples: Mapping[str, np.ndarray],
+    samples: Mapping[str, Examples],
 ) -> Report:
     """Make the report of a run folder, finished or not.
 
@@ -56,13 +55,13 @@ def build_report(
         run_dir: the folder with `manifest.json` and `records/`.
         titles: names of the methods for people.
         axes: the searched parameters of every method.
-        samples: images by task, each uint8 (k, height, width, 3).
+        samples: a few test examples by task.
 
     Returns:
         The report; what the folder does not hold yet is left out, and said to be.
 
     Raises:
-        InputError: when the manifest, a record or the samples are malformed.
+        InputError: when the manifest or a record is malformed.
     """
     run = read_run(run_dir, titles=titles, axes=axes)
     main, unseen, corrupted = main_table(run), unseen_measures(run), corruption_measures(run)
@@ -75,7 +74,7 @@ def build_report(
         corruption_section(run, corrupted),
         search_section(run),
         published_section(),
-        samples_section(grid),
+        samples_section(grid, sample_table(run, samples)),
         experts_section(run),
         cost_section(run),
         reproduce_section(run),

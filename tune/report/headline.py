@@ -44,7 +44,7 @@ def headline(run: Run, main: Measured, columns: Sequence[Column]) -> str:
     if subject is None or row is None or row.values[0] is None:
         return f"{name} has no complete result yet."
     best = best_rival(run, main, subject)
-    result = f"{row.title} reaches {percent(row.values[0])} % mean accuracy"
+    result = f"{row.title} reaches {percent(row.values[0])} % mean {run.manifest.measure}"
     if best is None:
         return f"{result}; there is no other method to compare it with yet."
     gaps = differences(run, "headline", subject, [best.key], columns[:1])

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apgd.data import Metric
 from apgd.errors import InputError
+from tune.report.formatting import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class TaskInfo:
     """The benchmark of the paper whose place it takes, if any."""
     classes: int | None
     """Number of classes."""
+    metric: str = Metric.ACCURACY
+    """How its answers are judged, one of apgd.data.Metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,25 @@ class Manifest:
     split_reads: Mapping[str, int]
     records: Mapping[str, Collection[str]] | None
     """Keys of the records that the run is made of, by kind; None where it does not say."""
+
+    @property
+    def measure(self) -> str:
+        """What the tables show: accuracy, or a score where some task has another metric."""
+        plain = all(task.metric == Metric.ACCURACY for task in (*self.tasks, *self.unseen))
+        return "accuracy" if plain else "score"
+
+    @property
+    def measure_note(self) -> str | None:
+        """What a score is, in a sentence; None where all are accuracies."""
+        others = [
+            task.title for task in (*self.tasks, *self.unseen) if task.metric == Metric.SPEARMAN
+        ]
+        if not others:
+            return None
+        return (
+            f"Score: accuracy in percent, and 100 times Spearman's rank correlation for "
+            f"{listed(others)}."
+        )
 
     def task(self, name: str) -> TaskInfo:
         """The task of that name; one that the manifest does not list is known by its name alone."""
@@ -136,4 +159,5 @@ def _task(raw: Mapping[str, Any]) -> TaskInfo:
         title=str(raw.get("title") or raw["name"]),
         stands_for=raw.get("stands_for"),
         classes=raw.get("classes"),
+        metric=str(raw.get("metric") or Metric.ACCURACY),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from apgd.statistics import Interval, Runs, accuracy, difference, relative
 from tune.report.formatting import condition
-from tune.report.run import EXPERTS, Correct, RowKey, Run
+from tune.report.run import EXPERTS, Answers, RowKey, Run
 
 _CSV_HEADER = (
     *("table", "method", "variant", "title", "column"),
@@ -170,19 +170,19 @@ def _relative(run: Run, key: RowKey, column: Column) -> Interval | None:
 
 def _results(run: Run, key: RowKey, seeds: Sequence[int], column: Column) -> Runs | None:
     """Results by seed and cell, or None where there is no seed or any seed lacks a cell."""
-    by_seed = [_cells(run.correct[key][seed], column) for seed in seeds]
+    by_seed = [_cells(run.answers[key][seed], column) for seed in seeds]
     complete = [cells for cells in by_seed if cells is not None]
     return complete if complete and column.cells and len(complete) == len(by_seed) else None
 
 
-def _cells(correct: Correct, column: Column) -> dict[str, np.ndarray] | None:
-    if not all(part in correct for parts in column.cells.values() for part in parts):
+def _cells(answers: Answers, column: Column) -> dict[str, np.ndarray] | None:
+    if not all(part in answers for parts in column.cells.values() for part in parts):
         return None
     results = {
-        cell: np.asarray(np.mean([correct[part] for part in parts], axis=0, dtype=np.float64))
+        cell: np.asarray(np.mean([answers[part] for part in parts], axis=0, dtype=np.float64))
         for cell, parts in column.cells.items()
     }
     for cell, parts in column.as_many_as.items():
-        lengths = [len(correct[part]) for part in parts if part in correct]
+        lengths = [len(answers[part]) for part in parts if part in answers]
         results[cell] = results[cell][: min(lengths, default=len(results[cell]))]
     return results

@@ -37,10 +37,12 @@ def accuracy_figure(run: Run, main: Measured) -> Plot | None:
     return Plot(
         name="accuracy",
         caption=(
-            "Test accuracy in percent with 95 % intervals. Filled marks: tuned on validation data; "
-            "hollow marks: published settings. Dotted line: zero-shot; solid line: single experts."
+            f"Test {run.manifest.measure} in percent with 95 % intervals. Filled marks: tuned on "
+            "validation data; hollow marks: published settings. Dotted line: zero-shot; solid "
+            "line: single experts."
         ),
-        alt="Test accuracy of every method, on average and by task; the main table has the values.",
+        alt=f"Test {run.manifest.measure} of every method, on average and by task; the main table "
+        "has the values.",
         drawings=(
             Drawing(
                 wide=to_svg(draw(PLACEHOLDERS, _WIDE, 3), "acc-w"),

@@ -28,23 +28,27 @@ def accuracy_section(run: Run, main: Measured) -> Section:
     """The main table and its figure."""
     if not main.rows:
         nothing = Text(text="No row has been evaluated yet.")
-        return Section(name="accuracy", title="Test accuracy", blocks=(nothing, *gaps(run)))
+        return Section(
+            name="accuracy", title=f"Test {run.manifest.measure}", blocks=(nothing, *gaps(run))
+        )
     table = result_table(
         run,
         main,
         percent,
-        caption="Test accuracy (%) by method and task, with the half-widths of 95 % intervals",
+        caption=f"Test {run.manifest.measure} (%) by method and task, with the half-widths of 95 % "
+        "intervals",
         notes=(
-            "Mean: over the tasks, each counted alike. Of experts: accuracy divided by that of the "
-            "task's own expert, mean over the tasks. Bold: the best merge of the column, whether "
-            "or not it can be told from the next.",
+            "Mean: over the tasks, each counted alike. Of experts: the task's value divided by "
+            "that of its own expert, mean over the tasks. Bold: the best merge of the column, "
+            "whether or not it can be told from the next.",
+            *((note,) if (note := run.manifest.measure_note) else ()),
         ),
     )
     figure = accuracy_figure(run, main)
     blocks: list[Block] = [_uncertainty(run), *gaps(run), table]
     if figure:
         blocks.append(figure)
-    return Section(name="accuracy", title="Test accuracy", blocks=tuple(blocks))
+    return Section(name="accuracy", title=f"Test {run.manifest.measure}", blocks=tuple(blocks))
 
 
 def _uncertainty(run: Run) -> Text:
@@ -67,7 +71,7 @@ def gaps(run: Run) -> tuple[Warnings, ...]:
         sentences.append("The run has not finished; this is what it has so far.")
     expected = set(range(run.manifest.seeds))
     for row in run.rows:
-        absent = sorted(expected - set(run.correct[row]))
+        absent = sorted(expected - set(run.answers[row]))
         if absent:
             word = "seed" if len(absent) == 1 else "seeds"
             sentences.append(f"{run.row_title(row)}: {word} {listed(absent)} missing.")
@@ -140,7 +144,7 @@ def unseen_section(run: Run, table: Measured) -> Section | None:
         table,
         "unseen",
         "Unseen tasks",
-        "Test accuracy (%) on tasks that no expert was trained on",
+        f"Test {run.manifest.measure} (%) on tasks that no expert was trained on",
         ("The single experts have no row here: there is none for these tasks.",),
     )
 

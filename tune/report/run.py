@@ -29,8 +29,8 @@ PRETRAINED = RowKey("pretrained", Variant.REFERENCE)
 EXPERTS = RowKey("experts", Variant.REFERENCE)
 REFERENCE_TITLES = {PRETRAINED: "Zero-shot (pretrained)", EXPERTS: "Single experts"}
 
-Correct = Mapping[str, np.ndarray]
-"""Cells to boolean arrays (examples,)."""
+Answers = Mapping[str, np.ndarray]
+"""Cells to arrays (examples,), of booleans for right and wrong or of numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Run:
     manifest: Manifest
     evaluations: Mapping[RowKey, Mapping[int, Record]]
     """Rows in the order of the tables, each with its record by seed."""
-    correct: Mapping[RowKey, Mapping[int, Correct]]
+    answers: Mapping[RowKey, Mapping[int, Answers]]
     """The same rows with their results per example; the pretrained row has them for every seed."""
     trials: tuple[Record, ...]
     experts: tuple[Record, ...]
@@ -52,7 +52,7 @@ class Run:
     @cached_property
     def rows(self) -> tuple[RowKey, ...]:
         """The rows that exist, in the order of the tables."""
-        return tuple(self.correct)
+        return tuple(self.answers)
 
     def method_title(self, method: str) -> str:
         """A method's name for people; an unknown one is its own title."""
@@ -66,7 +66,7 @@ class Run:
 
     def seeds(self, *rows: RowKey) -> tuple[int, ...]:
         """The seeds that all these rows have."""
-        shared = set.intersection(*(set(self.correct.get(row, {})) for row in rows))
+        shared = set.intersection(*(set(self.answers.get(row, {})) for row in rows))
         return tuple(sorted(shared))
 
 
@@ -99,15 +99,15 @@ def read_run(
     variants = (Variant.PUBLISHED, Variant.TUNED)
     order += [RowKey(method, variant) for method in methods for variant in variants]
     evaluations = {row: dict(sorted(chosen[row].items())) for row in order if row in chosen}
-    correct = {row: _read_correct(store, evaluations[row], remarks) for row in evaluations}
-    if correct.get(PRETRAINED):
+    answers = {row: _read_answers(store, evaluations[row], remarks) for row in evaluations}
+    if answers.get(PRETRAINED):
         # No seed enters the pretrained model, so its one result is that of every seed.
-        only = next(iter(correct[PRETRAINED].values()))
-        correct[PRETRAINED] = dict.fromkeys(range(manifest.seeds), only)
+        only = next(iter(answers[PRETRAINED].values()))
+        answers[PRETRAINED] = dict.fromkeys(range(manifest.seeds), only)
     return Run(
         manifest=manifest,
         evaluations=evaluations,
-        correct={row: by_seed for row, by_seed in correct.items() if by_seed},
+        answers={row: by_seed for row, by_seed in answers.items() if by_seed},
         trials=tuple(trials),
         experts=tuple(of_this_run(Kind.EXPERT)),
         titles=titles,
@@ -116,23 +116,23 @@ def read_run(
     )
 
 
-def _read_correct(
+def _read_answers(
     store: RecordStore, by_seed: Mapping[int, Record], remarks: list[str]
-) -> dict[int, Correct]:
-    correct: dict[int, Correct] = {}
+) -> dict[int, Answers]:
+    answers: dict[int, Answers] = {}
     for seed, record in by_seed.items():
         try:
-            correct[seed] = store.correct(record)
+            answers[seed] = store.answers(record)
         except FileNotFoundError:
             remarks.append(
                 f"{record.method} ({record.variant}), seed {seed}: left out, because its results "
                 "per example are missing."
             )
-    return correct
+    return answers
 
 
 def objective(trial: Record) -> float:
-    """What the search maximises: mean accuracy over the validation cells, in [0, 1]."""
+    """What the search maximises: mean score over the validation cells, at most 1."""
     return float(np.mean(list(trial.scores.values()))) if trial.scores else float("-inf")
 
 

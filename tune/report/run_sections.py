@@ -10,11 +10,12 @@ from tune.report.formatting import ABSENT, duration, number
 from tune.report.run import Run
 
 
-def samples_section(grid: SampleGrid | None) -> Section | None:
-    """What the tasks look like; None where no images were given."""
-    if grid is None:
+def samples_section(*samples: SampleGrid | Table | None) -> Section | None:
+    """What the tasks look like; None where no samples were given."""
+    blocks = tuple(block for block in samples if block is not None)
+    if not blocks:
         return None
-    return Section(name="samples", title="What the tasks look like", blocks=(grid,))
+    return Section(name="samples", title="What the tasks look like", blocks=blocks)
 
 
 def experts_section(run: Run) -> Section | None:

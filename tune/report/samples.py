@@ -1,4 +1,4 @@
-"""Sample images of the tasks."""
+"""Samples of the tasks: pictures in rows, prompts in a table."""
 
 import io
 from collections.abc import Mapping
@@ -6,35 +6,61 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from apgd.errors import InputError
-from tune.report.document import SampleGrid, Samples
+from apgd.data import Examples, ImageExamples, TextExamples
+from tune.report.document import SampleGrid, Samples, Table, TableRow, words
 from tune.report.manifest import TaskInfo
 from tune.report.run import Run
 
 _SCALE = 2
+_SIDE = 64  # pixels, at most
 _GAP = 4  # pixels between images
+_PROMPTS = 2
+_LONGEST = 160  # characters of a prompt
 
 
-def sample_grid(run: Run, samples: Mapping[str, np.ndarray]) -> SampleGrid | None:
-    """A row per task that has samples, seen tasks first; None where no task has any.
-
-    Raises:
-        InputError: when a task's samples are not uint8 (k, height, width, 3).
-    """
-    tasks = [
-        *((task, "") for task in run.manifest.tasks),
-        *((task, "unseen; ") for task in run.manifest.unseen),
-    ]
+def sample_grid(run: Run, samples: Mapping[str, Examples]) -> SampleGrid | None:
+    """A row per task that has sample images, seen tasks first; None where no task has any."""
     rows = tuple(
         Samples(
             title=task.title,
             detail=seen + _detail(task),
-            pngs=tuple(_png(image) for image in _checked(task.name, samples[task.name])),
+            pngs=tuple(_png(image) for image in shown.images[:]),
         )
-        for task, seen in tasks
-        if task.name in samples
+        for task, seen in _tasks(run)
+        if isinstance(shown := samples.get(task.name), ImageExamples)
     )
     return SampleGrid(rows=rows) if rows else None
+
+
+def sample_table(run: Run, samples: Mapping[str, Examples]) -> Table | None:
+    """Prompts and answers of every task that has some, seen tasks first; None without any."""
+    rows = tuple(
+        TableRow(
+            cells=words(
+                task.title if k == 0 else "",
+                _shortened(shown.inputs[k]),
+                _shortened(shown.targets[k]),
+            ),
+            starts_group=k == 0,
+            detail=seen + _detail(task) if k == 0 else "",
+        )
+        for task, seen in _tasks(run)
+        if isinstance(shown := samples.get(task.name), TextExamples)
+        for k in range(min(_PROMPTS, len(shown)))
+    )
+    if not rows:
+        return None
+    return Table(
+        name="samples",
+        caption="Test examples of every task",
+        header=("Task", "Prompt", "Answer"),
+        rows=rows,
+    )
+
+
+def _tasks(run: Run) -> list[tuple[TaskInfo, str]]:
+    seen = [(task, "") for task in run.manifest.tasks]
+    return [*seen, *((task, "unseen; ") for task in run.manifest.unseen)]
 
 
 def sample_sheet(grid: SampleGrid) -> bytes:
@@ -59,16 +85,13 @@ def _detail(task: TaskInfo) -> str:
     return place if task.classes is None else f"{place}; {task.classes} classes"
 
 
-def _checked(name: str, images: np.ndarray) -> np.ndarray:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise InputError(
-            f"samples of {name!r} must be uint8 of shape (k, height, width, 3), "
-            f"but got {images.dtype} {images.shape}"
-        )
-    return images
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    shown = Image.fromarray(image)
+    shown.thumbnail((_SIDE, _SIDE))
+    shown.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

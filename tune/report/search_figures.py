@@ -44,11 +44,12 @@ def search_figure(run: Run, method: str) -> Plot | None:
     return Plot(
         name=f"search_{_slug(method)}",
         caption=(
-            f"{title}. Mean validation accuracy (%) of each trial; {_legend(trials)}. Ring: best "
-            f"trial of its seed; dashed line: published setting. {meanings}."
+            f"{title}. Mean validation {run.manifest.measure} (%) of each trial; "
+            f"{_legend(trials)}. Ring: best trial of its seed; dashed line: published setting. "
+            f"{meanings}."
         ),
         alt=(
-            f"{title}: validation accuracy of {len(trials)} trials against "
+            f"{title}: validation {run.manifest.measure} of {len(trials)} trials against "
             f"{', '.join(axis.name for axis in axes)}."
         ),
         drawings=tuple(drawings),

@@ -33,7 +33,8 @@ def search_section(run: Run) -> Section:
             )
     winners = Table(
         name="winners",
-        caption="The best trial of every method and seed, by mean accuracy on validation data",
+        caption=f"The best trial of every method and seed, by mean {run.manifest.measure} on "
+        "validation data",
         header=("Method", "Seed", "Parameters", "Validation (%)", "Trials"),
         rows=tuple(rows),
         notes=("Chosen without test data; the highest of many trials flatters itself a little.",),

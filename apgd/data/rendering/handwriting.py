@@ -10,7 +10,7 @@ from apgd.data.rendering.canvas import SIZE, Canvas, Pose, Rng, between, pick
 from apgd.data.rendering.glyphs import DIGIT_NAMES, glyph
 from apgd.data.rendering.style import Style
 from apgd.data.rendering.subject import Subject
-from apgd.data.tasks import Examples, Split
+from apgd.data.tasks import ImageExamples, Split
 
 _SIZES = {Split.TRAIN: 800, Split.VALIDATION: 200, Split.TEST: 797}
 _GRID = 8  # pixels per side of the digits that scikit-learn carries
@@ -54,7 +54,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return found.images, found.target.astype(np.int64)  # (1797, 8, 8) in [0, 16], (1797,)
 
 
-def handwritten(split: Split, rng: Rng) -> Examples:
+def handwritten(split: Split, rng: Rng) -> ImageExamples:
     """A split of the 1,797 handwritten digits, white on black, enlarged to 32 pixels.
 
     Args:
@@ -65,7 +65,7 @@ def handwritten(split: Split, rng: Rng) -> Examples:
     rows = split_rows(labels, rng)[split]
     small = np.rint(np.clip(grey[rows] * (255.0 / 16.0), 0, 255)).astype(np.uint8)
     pictures = np.stack([_enlarged(one) for one in small])
-    return Examples(np.repeat(pictures[..., None], 3, axis=-1), labels[rows])
+    return ImageExamples(np.repeat(pictures[..., None], 3, axis=-1), labels[rows])
 
 
 def _draw_imitation(label: int, style: Style, rng: Rng) -> np.ndarray:

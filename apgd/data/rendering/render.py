@@ -5,13 +5,13 @@ import numpy as np
 from apgd.data.rendering.canvas import SIZE, Rng
 from apgd.data.rendering.style import Range, Style
 from apgd.data.rendering.subject import Subject
-from apgd.data.tasks import Examples
+from apgd.data.tasks import ImageExamples
 
 _BLOCK = 250  # pictures that are developed together: few enough to stay in the processor's caches
 _MIDDLE = 128.0
 
 
-def render(subject: Subject, style: Style, count: int, rng: Rng) -> Examples:
+def render(subject: Subject, style: Style, count: int, rng: Rng) -> ImageExamples:
     """Pictures of a subject, each class as often as the others (to within one).
 
     All arithmetic is in float64 and rounded once, at the end.
@@ -31,7 +31,7 @@ def render(subject: Subject, style: Style, count: int, rng: Rng) -> Examples:
         block = labels[start : start + _BLOCK]
         drawings = np.stack([subject.draw(int(label), style, rng) for label in block])
         images[start : start + _BLOCK] = develop(drawings, style, rng)
-    return Examples(images, labels)
+    return ImageExamples(images, labels)
 
 
 def develop(drawings: np.ndarray, style: Style, rng: Rng) -> np.ndarray:

@@ -1,0 +1,49 @@
+"""What a task adds to a model: how its examples become a loss, and answers."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apgd.data import Examples
+
+
+class Head(ABC):
+    """One task's end of a model, frozen: made from the base once, and used with every expert.
+
+    It is what makes suites of different kinds alike to whoever trains or scores.
+    """
+
+    @abstractmethod
+    def to(self, device: str | torch.device) -> Self:
+        """The same head on a device, where the model is."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
+        """The loss of some examples, a mean over them with equal weights.
+
+        Args:
+            model: the suite's model, on this head's device.
+            examples: the suite's kind of examples.
+            rows: int64 (batch,), which of the examples.
+        """
+
+    @abstractmethod
+    def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
+        """One number per example, (examples,), whose mean is the task's score.
+
+        For accuracy these are booleans, right or wrong; for other metrics see apgd.metrics.
+
+        Args:
+            model: the suite's model, on this head's device.
+            examples: the suite's kind of examples.
+        """
+
+
+@torch.inference_mode()
+def judge(model: nn.Module, head: Head, examples: Examples) -> np.ndarray:
+    """The head's `answers` of a model that is not being trained, (examples,)."""
+    model.eval()
+    return head.answers(model, examples)
