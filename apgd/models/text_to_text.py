@@ -1,0 +1,130 @@
+"""The text-to-text head: prompts are answered in words (Raffel et al., 2020)."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from apgd.data import Metric, TextExamples
+from apgd.heads import Head
+from apgd.metrics import spearman_parts
+
+_CPU_BATCH = 128
+_GPU_BATCH = 256
+_IGNORED = -100  # the label of padding, which no loss is taken of
+_NUMBER = r"[+-]?\d+(?:\.\d+)?"
+
+
+class TextToTextHead(Head):
+    """One task of an encoder-decoder: prompt in, answer out, decoded greedily.
+
+    Args:
+        tokenizer: texts to token numbers and back.
+        metric: how answers are judged: whether the decoded text is exactly the true one, or by the
+            order of the numbers in it.
+        longest_prompt: tokens after which a prompt is cut off.
+        longest_answer: tokens of an answer, its end included.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        metric: Metric,
+        *,
+        longest_prompt: int,
+        longest_answer: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._metric = metric
+        self._longest_prompt = longest_prompt
+        self._longest_answer = longest_answer
+        self._device = torch.device(device)
+        self._tokens: dict[tuple[str, str], list[list[int]]] = {}
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same head for a model on another device."""
+        return type(self)(
+            self._tokenizer,
+            self._metric,
+            longest_prompt=self._longest_prompt,
+            longest_answer=self._longest_answer,
+            device=device,
+        )
+
+    def loss(self, model: nn.Module, examples: TextExamples, rows: np.ndarray) -> Tensor:
+        """Cross entropy of the answers' tokens: a mean over each answer, then over examples."""
+        prompts, mask = self._batch(self._numbers(examples, "inputs"), rows)
+        answers, told = self._batch(self._numbers(examples, "targets"), rows)
+        labels = answers.masked_fill(told == 0, _IGNORED)
+        scores = model(input_ids=prompts, attention_mask=mask, labels=labels).logits
+        losses = nn.functional.cross_entropy(  # (batch, tokens)
+            scores.float().transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none"
+        )
+        return (losses.sum(dim=1) / told.sum(dim=1)).mean()
+
+    def answers(self, model: nn.Module, examples: TextExamples) -> np.ndarray:
+        """By metric: whether each answer is exactly right, or parts of the rank correlation."""
+        said = self.decoded(model, examples)
+        if self._metric is Metric.SPEARMAN:
+            return spearman_parts(
+                np.array([_as_number(text) for text in said]),
+                np.array([float(text) for text in examples.targets]),
+            )
+        return np.array([a == b.strip() for a, b in zip(said, examples.targets, strict=True)])
+
+    def decoded(self, model: Any, examples: TextExamples) -> list[str]:
+        """What the model answers to each prompt, without blanks around it."""
+        numbers = self._numbers(examples, "inputs")
+        # Prompts of like length together: the least padding.
+        order = sorted(range(len(examples)), key=lambda k: len(numbers[k]))
+        size = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
+        said = [""] * len(examples)
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            prompts, mask = self._batch(numbers, rows)
+            answered = model.generate(
+                input_ids=prompts,
+                attention_mask=mask,
+                max_new_tokens=self._longest_answer,
+                do_sample=False,
+                num_beams=1,
+            )
+            texts = self._tokenizer.batch_decode(answered, skip_special_tokens=True)
+            for row, text in zip(rows, texts, strict=True):
+                said[row] = text.strip()
+        return said
+
+    def _numbers(self, examples: TextExamples, side: str) -> list[list[int]]:
+        """Token numbers of prompts or answers, made once per set of examples."""
+        key = (examples.sha256, side)
+        if key not in self._tokens:
+            longest = self._longest_prompt if side == "inputs" else self._longest_answer
+            texts: list[str] = list(getattr(examples, side))
+            made = self._tokenizer(texts, truncation=True, max_length=longest)
+            self._tokens[key] = made["input_ids"]
+        return self._tokens[key]
+
+    def _batch(
+        self, numbers: Sequence[list[int]], rows: np.ndarray | Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Token numbers and mask, both int64 (rows, longest of them)."""
+        chosen = [numbers[int(row)] for row in rows]
+        width = max(map(len, chosen))
+        padding = self._tokenizer.pad_token_id
+        batch = torch.full((len(chosen), width), padding, dtype=torch.int64, device="cpu")
+        mask = torch.zeros_like(batch)
+        for k, line in enumerate(chosen):
+            batch[k, : len(line)] = torch.tensor(line)
+            mask[k, : len(line)] = 1
+        return batch.to(self._device), mask.to(self._device)
+
+
+def _as_number(text: str) -> float:
+    """The number that an answer is; 0 where it is none, as the literature does."""
+    return float(text) if re.fullmatch(_NUMBER, text) else 0.0
