@@ -77,6 +77,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_path(path: Path) -> str:
+    """The SHA-256 of a file's bytes, or of the names and bytes of all files in a folder."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def content_key(value: Any) -> str:
     """Twelve hexadecimal digits that identify a JSON value by its content."""
     canonical = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))

@@ -32,6 +32,7 @@ class ExpertSpec:
     """Everything that defines one expert; its content decides its folder."""
 
     suite: str
+    """The name under which the suite's experts are stored; several suites may share it."""
     task: str
     seed: int
     """Seed of the order in which training examples are seen."""
@@ -72,7 +73,7 @@ def expert_spec(
 ) -> ExpertSpec:
     """The specification of a task's expert as it would be trained here and now."""
     return ExpertSpec(
-        suite=suite.name,
+        suite=suite.stored_as,
         task=task,
         seed=seed,
         settings=settings,

@@ -239,6 +239,14 @@ class TaskVectors:
         bits = (upper << _LOW_BITS) | lower
         return bits.to(torch.int32).view(torch.float32)
 
+    def relative_norms(self) -> Tensor:
+        """‖τ_i‖ / ‖θ_0‖ over the merged parameters, (N,) float64 on the CPU."""
+        changed = torch.zeros(len(self), dtype=torch.float64, device="cpu")
+        for _, squares in self.map(_squares):
+            changed += squares
+        size = sum(self._base[name].double().square().sum().cpu() for name in self.names)
+        return (changed / size).sqrt()
+
     def apply(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """θ = θ_0 + delta as a whole state dict, in the base's dtypes, on the CPU.
 
@@ -271,6 +279,10 @@ class TaskVectors:
 
 def _on_one(function: Callable[[str, Tensor], R], vectors: TaskVectors, name: str) -> R:
     return function(name, vectors[name])
+
+
+def _squares(_name: str, tau: Tensor) -> Tensor:  # (N,)
+    return tau.double().square().flatten(start_dim=1).sum(dim=1).cpu()
 
 
 def _without_values(weights: Weights, name: str) -> Tensor:

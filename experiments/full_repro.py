@@ -16,6 +16,7 @@ from tune.experiment import Experiment, check, exclusive, worker_bytes
 from tune.manifest import Manifest
 from tune.progress import Display
 from tune.records import RecordStore
+from tune.report.console import as_rich
 from tune.stages import (
     evaluate,
     evaluation_jobs,
@@ -74,7 +75,12 @@ def run(experiment: Experiment, console: Console) -> None:
         )
         made = report(experiment, suite, display)
         tracker.finish(complete=True)
-    console.print(made.markdown, markup=False, highlight=False, soft_wrap=True)
+    if experiment.compare:
+        if "comparison" in made.tables:
+            console.print(as_rich(made.tables["comparison"]))
+        console.print(f"compared: {made.compared}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(made.markdown, markup=False, highlight=False, soft_wrap=True)
     for what, where in (
         ("report", experiment.folder / "report.html"),
         ("records", experiment.folder / "records"),

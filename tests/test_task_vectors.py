@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,12 @@ class TestRefusals:
             merge("ties", base, experts)
         merged = merge("ties", base, experts, select=lambda n, _t: n == "wide")
         assert same_bits(merged["none"], base["none"])
+
+
+def test_relative_norms() -> None:
+    base = {"a": torch.full((2, 2), 3.0), "b": torch.full((4, 1), -2.0), "bias": torch.ones(2)}
+    tuned = {"a": base["a"] + 1.0, "b": base["b"] * 1.5, "bias": torch.zeros(2)}
+    vectors = TaskVectors(base, {"one": tuned, "same": base})
+    # ‖τ‖² = 4·1 + 4·1, ‖θ_0‖² = 4·9 + 4·4; the bias is not merged.
+    expected = torch.tensor([math.sqrt(8 / 52), 0.0], dtype=torch.float64)
+    torch.testing.assert_close(vectors.relative_norms(), expected)

@@ -14,10 +14,12 @@ from typing import Any, ClassVar
 
 from apgd.checkpoints import open_weights
 from apgd.errors import InputError
+from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, write_json
 from apgd.methods import methods
 from apgd.suites import FinetuneSettings, Suite, suites
 from apgd.task_vectors import TaskVectors
+from tune.report import TOLERANCE
 
 _TRACKING_SCHEMES = ("sqlite://", "postgresql://", "mysql://", "http://", "https://")
 _EXPERIMENT_FILE = "experiment.json"
@@ -47,6 +49,13 @@ class Experiment:
     """Folder of fine-tuned experts, for all runs; several machines need both folders shared."""
     tracking_uri: str | None = None
     """MLflow server (http://...) or database (sqlite:///...); by default one in the run folder."""
+    experts: str = OWN
+    """`own` fine-tunes experts; `published` takes those of the model hub; a folder holds one file
+    <task>.safetensors, or a folder <task>, for every task."""
+    compare: bool = False
+    """Print every cell beside the published one, with a verdict, instead of the report's text."""
+    tolerance: float = TOLERANCE
+    """Percentage points within which a published value counts as reproduced."""
     sync: bool = False
     """Only send to MLflow what it lacks of this run, which may be finished or interrupted."""
     address: str | None = None
@@ -71,7 +80,15 @@ class Experiment:
             _ = methods[name]
         if len(set(self.methods)) != len(self.methods):
             raise InputError(f"methods must not repeat, but got {', '.join(self.methods)}")
-        _ = suites[self.suite]
+        suite = suites[self.suite]
+        if self.experts != OWN:
+            ForeignExperts(suite, self.experts)
+            if self.seeds != 1:
+                raise InputError(
+                    f"seeds must be 1 where experts are not fine-tuned here, but got {self.seeds}"
+                )
+        if not self.tolerance > 0:
+            raise InputError(f"tolerance must be positive, but got {self.tolerance}")
         if self.tracking_uri is not None and not self.tracking_uri.startswith(_TRACKING_SCHEMES):
             raise InputError(
                 f"tracking-uri must start with one of {', '.join(_TRACKING_SCHEMES)}, "
@@ -111,6 +128,7 @@ class Experiment:
             "suite": self.suite,
             "trials": self.effective_trials,
             "smoke": self.smoke,
+            "experts": self.experts,
         }
 
     @property

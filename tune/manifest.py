@@ -101,6 +101,7 @@ class Manifest:
                 },
                 "data": {f"{task}/{split}": h for (task, split), h in sorted(hashes.items())},
             },
+            "experts_family": _family(suite, experts.values()),
             "command": command_line(),
             "started": self._started,
             "finished": now(),
@@ -124,9 +125,16 @@ def describe_suite(suite: Suite) -> dict[str, Any]:
         "title": suite.title,
         "tasks": _describe_tasks(suite.tasks),
         "unseen": _describe_tasks(suite.unseen),
+        "published_suite": suite.published_suite,
         "corrupted": list(suite.corrupted),
         "corruptions": list(suite.corruptions),
     }
+
+
+def _family(suite: Suite, experts: Iterable[Expert]) -> str | None:
+    """The published family that all experts belong to, if there is one."""
+    families = {expert.manifest.get("family", suite.family) for expert in experts}
+    return families.pop() if len(families) == 1 else None
 
 
 def _describe_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apgd.data import Split
+from apgd.external import OWN, ForeignExperts
 from apgd.files import content_key, sha256_file, write_json
 from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert
 from apgd.methods import methods
@@ -70,8 +71,10 @@ def train_experts(
     display: Display,
 ) -> dict[tuple[int, str], Expert]:
     """Fine-tune the experts that do not exist yet; all experts."""
-    settings = experiment.finetune_settings(suite)
     root = experiment.experts_dir.resolve()
+    if experiment.experts != OWN:
+        return _foreign_experts(ForeignExperts(suite, experiment.experts), root, display)
+    settings = experiment.finetune_settings(suite)
     specs = {
         (seed, task.name): expert_spec(
             suite, task.name, seed, settings, hashes[task.name, Split.TRAIN]
@@ -91,11 +94,25 @@ def train_experts(
         def progressed(running: Mapping[int, tuple[int, int]]) -> None:
             stage.at(done * steps + sum(at for at, _total in running.values()))
 
-        jobs = [Job("train", (spec, root)) for spec in missing.values()]
+        jobs = [Job("train", (suite.name, spec, root)) for spec in missing.values()]
         pool.run(jobs, on_done=finished, on_progress=progressed)
         stage.count(done=len(missing), reused=len(specs) - len(missing))
         stage.note(f"in {experiment.experts_dir}")
     return {key: _existing(spec, root) for key, spec in specs.items()}
+
+
+def _foreign_experts(
+    foreign: ForeignExperts, root: Path, display: Display
+) -> dict[tuple[int, str], Expert]:
+    """Experts from elsewhere, in the suite's own format."""
+    tasks = [task.name for task in foreign.suite.tasks]
+    found = {}
+    with display.stage("experts", len(tasks)) as stage:
+        for task in tasks:
+            found[0, task] = foreign.fetch(task, root)
+            stage.advance()
+        stage.note(f"{foreign.source}, in {root}")
+    return found
 
 
 def record_experts(experts: Experts, store: RecordStore) -> list[str]:
@@ -118,31 +135,22 @@ def _existing(spec: ExpertSpec, root: Path) -> Expert:
 
 def _expert_record(task: str, seed: int, expert: Expert) -> Record:
     manifest = expert.manifest
-    spec = manifest["spec"]
-    settings = spec["settings"]
+    spec = manifest.get("spec", {})
+    settings = spec.get("settings", {})
+    chosen = ("steps", "batch_size", "learning_rate", "weight_decay")
+    told = ("tau_norm_ratio", "last_loss", "device", "threads", "origin", "family")
+    hashes = {"data": spec.get("data_sha256"), "base": spec.get("base_sha256")}
     return Record(
         kind=Kind.EXPERT,
         method=task,
         variant=Variant.REFERENCE,
         seed=seed,
-        params={
-            name: settings[name]
-            for name in ("steps", "batch_size", "learning_rate", "weight_decay")
-        },
-        inputs={
-            "weights": expert.sha256,
-            "data": spec["data_sha256"],
-            "base": spec["base_sha256"],
-        },
+        params={name: settings[name] for name in chosen if name in settings},
+        inputs={"weights": expert.sha256} | {name: h for name, h in hashes.items() if h},
         scores={},
-        seconds={"train": manifest["seconds"]},
-        details={
-            "tau_norm_ratio": manifest["tau_norm_ratio"],
-            "last_loss": manifest["last_loss"],
-            "device": manifest["device"],
-            "threads": manifest["threads"],
-            "steps": settings["steps"],
-        },
+        seconds={"train": manifest["seconds"]} if "seconds" in manifest else {},
+        details={name: manifest[name] for name in told if name in manifest}
+        | ({"steps": settings["steps"]} if settings else {}),
     )
 
 
@@ -202,7 +210,14 @@ def search(
     """Search the parameters of every method that has some."""
     rank = merged_rank(suite)
     studies = [
-        Study(method, seed, experiment.effective_trials, rank, len(suite.tasks))
+        Study(
+            method,
+            seed,
+            experiment.effective_trials,
+            rank,
+            len(suite.tasks),
+            tuple(suite.published.get(method, {}).items()),
+        )
         for seed in range(experiment.seeds)
         for method in experiment.methods
         if searched(methods[method])
@@ -303,6 +318,7 @@ def report(experiment: Experiment, suite: Suite, display: Display) -> Report:
             experiment.folder,
             titles={name: method.title for name, method in methods.items()},
             axes=axes,
+            tolerance=experiment.tolerance,
             samples={
                 task.name: suite.examples(task.name, Split.TEST).first(_SAMPLES)
                 for task in (*suite.tasks, *suite.unseen)

@@ -20,6 +20,8 @@ class Study:
     """The smallest min(m, n) over the merged matrices."""
     experts: int
     """N, the number of experts."""
+    published_params: tuple[tuple[str, Value], ...] = ()
+    """The published settings for this kind of model, where they differ from the defaults."""
 
     @property
     def name(self) -> str:
@@ -29,7 +31,8 @@ class Study:
     @property
     def published(self) -> MethodParams:
         """The published settings, with everything filled in that follows from the model."""
-        return methods[self.method].params().resolved(self.rank, self.experts)
+        published = methods[self.method].parse(dict(self.published_params))
+        return published.resolved(self.rank, self.experts)
 
 
 def searched(method: Method) -> tuple[Parameter, ...]:

@@ -88,7 +88,7 @@ class Worker:
         numerics.configure(self._threads)
         return suites[suite].examples(task, split).sha256
 
-    def train(self, spec: ExpertSpec, root: Path) -> dict[str, Any]:
+    def train(self, suite: str, spec: ExpertSpec, root: Path) -> dict[str, Any]:
         """Fine-tune an expert, or go on with it; its manifest."""
         numerics.configure(self._threads)
         self._progress = (0, spec.settings.steps)
@@ -96,7 +96,7 @@ class Worker:
         def report(done: int, total: int) -> None:
             self._progress = (done, total)
 
-        expert = finetune(suites[spec.suite], spec, root, device=self._device, report=report)
+        expert = finetune(suites[suite], spec, root, device=self._device, report=report)
         return expert.manifest
 
     def score(self, workload: Workload, job: ScoreJob) -> float:

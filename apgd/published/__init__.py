@@ -1,7 +1,8 @@
-"""Published accuracies of CLIP ViT-B/32 on the real data sets, to stand beside a run's own.
+"""Published scores of the paper's suites, to stand beside a run's own.
 
-These are facts from documents, in percent. Two families of fine-tuned experts are in use under the
-same model name; their baselines differ, so rows of one are never compared with rows of the other.
+These are facts from documents, in percent. Several families of fine-tuned experts are in use under
+the same model names; their baselines differ, so rows of one are never compared with rows of
+another.
 """
 
 import json
@@ -13,18 +14,22 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-from apgd.errors import InputError
+__all__ = ["IN_DOMAIN", "Confidence", "Family", "PublishedRow", "published_rows", "task_title"]
 
-__all__ = ["Confidence", "Family", "PublishedRow", "published_rows", "task_title"]
+IN_DOMAIN = "in-domain"
+"""The protocol in which all of a suite's tasks are merged and tested."""
 
 
 class Family(StrEnum):
     """Whose fine-tuned experts were merged."""
 
     OPENCLIP = "openclip"
-    """The original ones, in OpenCLIP's format (Ilharco et al.)."""
+    """Fine-tuned with OpenCLIP: the original ones (Ilharco et al.), and those trained here."""
+    TALL = "tall"
+    """The OpenCLIP ones of the 20-task set, in the version whose DTD test images overlap the
+    training split; EMNIST means digits there."""
     TRANSFORMERS = "transformers"
-    """Those that FusionBench trained anew, in the format of transformers."""
+    """Those that FusionBench trained anew and put on the model hub."""
     NOT_STATED = "not stated"
     """The document does not say."""
 
@@ -40,19 +45,22 @@ class Confidence(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One method's published accuracies, in percent."""
+    """One method's published scores, in percent."""
 
+    suite: str
+    """Name of the suite whose tasks and model these are."""
     method: str
-    """Name of the method."""
+    """Name of the method; those that exist here have the same name here, except for `pretrained`,
+    `individual` (each task's own expert) and `simple_average`."""
     title: str
     """Name for people."""
     family: Family
     """Whose experts."""
     protocol: str
-    """`in-domain` (8 tasks merged and tested), `unseen` (6 merged, 2 more tested), or for tables of
-    4 tasks `clean` or the name of a corruption."""
+    """`in-domain` (all tasks merged and tested), `unseen` (two more tested), or the name of the
+    corruption of all test images."""
     per_task: Mapping[str, float] | None
-    """Accuracy by task; None where only an average is known."""
+    """Score by task; None where only an average is known."""
     average: float | None
     """Average over the tasks as printed, which may differ in the last digit from that of
     `per_task`; None for `unseen`, which has one below."""
@@ -71,22 +79,24 @@ class PublishedRow:
 
 
 @cache
-def _content() -> dict[str, Any]:
-    text = (files(__name__) / "results.json").read_text(encoding="utf-8")
-    content: dict[str, Any] = json.loads(text)
-    return content
-
-
-@cache
 def _all_rows() -> tuple[PublishedRow, ...]:
-    return tuple(_row(entry) for entry in _content()["rows"])
+    contents = sorted(files(__name__).iterdir(), key=lambda file: file.name)
+    return tuple(
+        _row(entry)
+        for file in contents
+        if file.name.endswith(".json") and file.name != _TITLES
+        for entry in json.loads(file.read_text(encoding="utf-8"))["rows"]
+    )
+
+
+_TITLES = "task_titles.json"
 
 
 def _row(entry: dict[str, object]) -> PublishedRow:
-    values = {field.name: entry[field.name] for field in fields(PublishedRow)}
+    values: dict[str, Any] = {field.name: entry[field.name] for field in fields(PublishedRow)}
     per_task, unseen = entry["per_task"], entry["unseen_tasks"]
     return PublishedRow(
-        **values  # type: ignore[arg-type]
+        **values
         | {
             "family": Family(str(entry["family"])),
             "confidence": Confidence(str(entry["confidence"])),
@@ -96,23 +106,29 @@ def _row(entry: dict[str, object]) -> PublishedRow:
     )
 
 
-def published_rows(protocol: str, family: Family | None = None) -> tuple[PublishedRow, ...]:
-    """The published rows of one protocol, in the order in which a table shows them.
+def published_rows(
+    suite: str, protocol: str = IN_DOMAIN, family: Family | None = None
+) -> tuple[PublishedRow, ...]:
+    """The published rows of a suite, in the order in which a table shows them; maybe none.
 
     Args:
-        protocol: `in-domain`, `unseen`, `clean`, or the name of a corruption.
+        suite: name of the suite.
+        protocol: `in-domain`, `unseen`, or the name of a corruption.
         family: whose experts; None gives the rows of every family.
-
-    Raises:
-        InputError: for a protocol of which no row is known.
     """
-    rows = tuple(row for row in _all_rows() if row.protocol == protocol)
-    if not rows:
-        known = ", ".join(dict.fromkeys(row.protocol for row in _all_rows()))
-        raise InputError(f"no published rows for protocol {protocol!r}; known are: {known}")
-    return tuple(row for row in rows if family in (None, row.family))
+    return tuple(
+        row
+        for row in _all_rows()
+        if row.suite == suite and row.protocol == protocol and family in (None, row.family)
+    )
+
+
+@cache
+def _titles() -> dict[str, str]:
+    titles: dict[str, str] = json.loads((files(__name__) / _TITLES).read_text(encoding="utf-8"))
+    return titles
 
 
 def task_title(name: str) -> str:
     """The name for people of one of the published tasks; unknown ones are their own title."""
-    return str(_content()["task_titles"].get(name, name))
+    return _titles().get(name, name)

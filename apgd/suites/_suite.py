@@ -9,10 +9,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples, Split, Task
 from apgd.errors import InputError
 from apgd.heads import Head
 from apgd.methods import Value
+from apgd.published import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,20 @@ class Suite(ABC):
     published: Mapping[str, Mapping[str, Value]] = MappingProxyType({})
     """By method, the published settings for this kind of model where they differ from the
     defaults of the method's parameters."""
+    published_suite: str | None = None
+    """The suite whose published results are shown beside a run's: this one, or for an embedded
+    suite the one that it stands for."""
+    published_experts: Mapping[str, str] = MappingProxyType({})
+    """By task, the repository on the model hub that holds a published expert."""
+    family: Family | None = None
+    """The published family that experts fine-tuned by this suite's settings belong to."""
+    download_bytes: int = 0
+    """What base and data take to download, roughly; 0 where everything is embedded."""
+
+    @property
+    def stored_as(self) -> str:
+        """The name under which experts are stored; suites that share experts share it."""
+        return self.name
 
     @abstractmethod
     def base_path(self) -> Path:
@@ -112,6 +128,31 @@ class Suite(ABC):
     @abstractmethod
     def has_examples(self, task: str, split: Split) -> bool:
         """Whether a split is ready on this machine, so that reading it is quick."""
+
+    def published_expert(self, task: str) -> Path:
+        """A published expert, downloaded if need be; a file or folder for `import_expert`.
+
+        Raises:
+            InputError: where it cannot be had, or nobody has published one.
+        """
+        raise InputError(f"suite {self.name} has no published experts, but {task} was asked for")
+
+    def import_expert(self, source: Path, folder: Path) -> Path:
+        """Bring an expert from elsewhere into this suite's own format.
+
+        Args:
+            source: a file or folder in one of the formats that its kind of model comes in.
+            folder: exists; what is made goes into it.
+
+        Returns:
+            The safetensors file in `folder`.
+
+        Raises:
+            InputError: where it is not an expert of this suite's model.
+        """
+        made = folder / "weights.safetensors"
+        save_weights(made, load_weights(source, f"the expert {source}"), {"suite": self.name})
+        return made
 
     def corrupted_examples(self, task: str, corruption: str, count: int) -> Examples:
         """The first `count` test examples of a task, under a corruption.

@@ -266,6 +266,7 @@ class MiniVision(Suite):
     unseen = tuple(recipe.task for recipe in _UNSEEN)
     corrupted = ("vehicles", "landcover", "aerial", "signs")
     corruptions = CORRUPTIONS
+    published_suite = "clip_vit_b32_8"
     finetune = FinetuneSettings(steps=200, batch_size=64, learning_rate=5e-4)
 
     def __init__(self) -> None:

@@ -75,6 +75,7 @@ def manifest(seeds: int = 1, **changes: object) -> dict[str, object]:
         "suite": {
             "name": "small",
             "title": "A small encoder on rendered tasks",
+            "published_suite": "clip_vit_b32_8",
             "tasks": listed(TASKS),
             "unseen": listed(UNSEEN),
             "corrupted": list(CORRUPTED),

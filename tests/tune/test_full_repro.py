@@ -297,7 +297,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
     with ray_session(address="local", cpus=1) as cluster:
         pool = WorkerPool(cluster)
-        (manifest,) = pool.run([Job("train", (spec, tmp_path / "killed"))], on_progress=kill_once)
+        job = Job("train", (suite.name, spec, tmp_path / "killed"))
+        (manifest,) = pool.run([job], on_progress=kill_once)
     assert killed
     assert manifest["resumed_at_step"] > 0
     resumed = find_expert(spec, tmp_path / "killed")

@@ -140,8 +140,8 @@ def test_published_rows_stay_in_their_own_tables(built):
     _, report = built
     ours = {name for name in report.tables if not name.startswith("published_")}
     for name in ours:
-        assert "ViT-B/32" not in report.tables[name].caption
-    theirs = report.tables["published_in_domain_openclip"]
+        assert "clip_vit_b32" not in report.tables[name].caption
+    theirs = report.tables["published_clip_vit_b32_8_in_domain_openclip"]
     assert [row.cells[1].text for row in theirs.rows if row.cells[0].text == "DOGE AM †"] == [
         "85.9"
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from apgd.data import Examples
 from apgd.files import atomic_path, write_text
 from tune.report.axis import Axis
+from tune.report.comparison import TOLERANCE, compare, comparison_section
 from tune.report.document import (
     Block,
     Document,
@@ -48,6 +49,7 @@ def build_report(
     titles: Mapping[str, str],
     axes: Mapping[str, Sequence[Axis]],
     samples: Mapping[str, Examples],
+    tolerance: float = TOLERANCE,
 ) -> Report:
     """Make the report of a run folder, finished or not.
 
@@ -56,6 +58,7 @@ def build_report(
         titles: names of the methods for people.
         axes: the searched parameters of every method.
         samples: a few test examples by task.
+        tolerance: percentage points within which a published value counts as reproduced.
 
     Returns:
         The report; what the folder does not hold yet is left out, and said to be.
@@ -66,6 +69,7 @@ def build_report(
     run = read_run(run_dir, titles=titles, axes=axes)
     main, unseen, corrupted = main_table(run), unseen_measures(run), corruption_measures(run)
     paired = difference_measures(run)
+    compared = compare(run, tolerance)
     grid = sample_grid(run, samples)
     sections: list[Section | None] = [
         accuracy_section(run, main),
@@ -73,7 +77,8 @@ def build_report(
         unseen_section(run, unseen),
         corruption_section(run, corrupted),
         search_section(run),
-        published_section(),
+        comparison_section(compared),
+        published_section(run),
         samples_section(grid, sample_table(run, samples)),
         experts_section(run),
         cost_section(run),
@@ -95,6 +100,7 @@ def build_report(
         markdown=render_markdown(document),
         html=render_page(document),
         csv=tidy_csv([main, *paired, unseen, corrupted]),
+        compared=compared.sentence,
         tables={block.name: block for block in blocks if isinstance(block, Table)},
         figures=figures,
     )

@@ -174,6 +174,8 @@ class Report:
     html: str
     csv: str
     """Every interval of the result tables, a line each, in percent."""
+    compared: str
+    """The comparison with the published results in one sentence, or why there is none."""
     tables: Mapping[str, Table] = field(default_factory=dict)
     figures: Mapping[str, bytes] = field(default_factory=dict)
     """PNG by name."""

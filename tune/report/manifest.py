@@ -8,6 +8,7 @@ from typing import Any
 
 from apgd.data import Metric
 from apgd.errors import InputError
+from apgd.published import Family
 from tune.report.formatting import listed
 
 
@@ -46,6 +47,12 @@ class Manifest:
     """A run's own account; a part that is absent from the file is empty or None here."""
 
     name: str
+    suite_name: str
+    """Identifier of the suite."""
+    published_suite: str | None
+    """The suite whose published results are shown beside the run's, if any."""
+    experts_family: Family | None
+    """Whose experts were merged, as published tables tell them apart; None for others."""
     suite: str
     """Title of the suite."""
     seeds: int
@@ -120,6 +127,9 @@ def _parsed(raw: Mapping[str, Any]) -> Manifest:
     return Manifest(
         name=str(experiment.get("name") or ""),
         suite=str(suite.get("title") or suite["name"]),
+        suite_name=str(suite["name"]),
+        published_suite=suite.get("published_suite"),
+        experts_family=Family(raw["experts_family"]) if raw.get("experts_family") else None,
         seeds=int(experiment["seeds"]),
         trials=experiment.get("trials"),
         methods=tuple(experiment.get("methods") or ()),

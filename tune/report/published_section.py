@@ -1,70 +1,83 @@
-"""Published results of another suite, for the reader's eye only: nothing is subtracted here."""
+"""Published results, for the reader's eye: nothing is subtracted here (see comparison.py)."""
 
 from collections.abc import Sequence
 
-from apgd.published import Confidence, Family, PublishedRow, published_rows, task_title
-from tune.report.document import Section, Table, TableRow, Text, numbers, words
+from apgd.published import IN_DOMAIN, Confidence, Family, PublishedRow, published_rows, task_title
+from tune.report.document import Block, Section, Table, TableRow, Text, numbers, words
 from tune.report.formatting import condition, listed, plain
+from tune.report.run import Run
 
-_FAMILIES = {
+FAMILIES = {
     Family.OPENCLIP: "original OpenCLIP experts",
+    Family.TALL: "OpenCLIP experts of the 20-task set",
     Family.TRANSFORMERS: "experts trained anew for FusionBench",
     Family.NOT_STATED: "experts not stated",
 }
-_CORRUPTIONS = (
-    "motion_blur",
-    "impulse_noise",
-    "gaussian_noise",
-    "pixelate",
-    "spatter",
-    "contrast",
-    "jpeg_compression",
-)
+PUBLISHED_NAMES = {"experts": "individual", "weight_averaging": "simple_average"}
+"""Names that published rows have for what is called otherwise here."""
+_ALWAYS = ("pretrained", "individual", "doge", "doge_ta", "doge_am")
 
 
-def published_section() -> Section:
-    """One table per protocol and family of experts."""
+def published_section(run: Run) -> Section | None:
+    """One table per protocol and family of experts; None where no document speaks of the suite."""
+    beside = run.manifest.published_suite
+    if beside is None:
+        return None
+    own = beside == run.manifest.suite_name
+    tables: list[Block] = [
+        *_task_tables(run, beside, IN_DOMAIN),
+        *_task_tables(run, beside, "unseen"),
+        *_corruption_tables(run, beside),
+    ]
+    if not own:
+        tables += _task_tables(run, f"{beside}_unseen_a", "unseen")
+        tables += _corruption_tables(run, f"{beside}_robustness")
+    if not tables:
+        return None
     explanation = Text(
-        text="These figures are from other documents, on another suite: CLIP ViT-B/32 on the real "
-        "data sets. They show what the methods did there; no number of this run may be subtracted "
-        "from them. Two families of experts exist, with different baselines, so each has its own "
-        "tables. A dagger marks what was derived and not read."
+        text=(
+            "These figures are from other documents. "
+            if own
+            else f"These figures are from other documents, on the suite {beside}, whose model and "
+            "data sets are others. They show what the methods did there; no number of this run may "
+            "be subtracted from them. "
+        )
+        + "Experts of several families exist, with different baselines, so each has its own "
+        "tables. Rows of methods that this run does not have are left out, except for the "
+        "paper's. A dagger marks what was derived and not read."
     )
-    tables = [*_task_tables("in-domain"), *_task_tables("unseen"), _corruption_table()]
-    return Section(
-        name="published",
-        title="Published results, on another suite",
-        blocks=(explanation, *tables),
-    )
+    title = "Published results" if own else "Published results, on another suite"
+    return Section(name="published", title=title, blocks=(explanation, *tables))
 
 
-def _task_tables(protocol: str) -> list[Table]:
+def _wanted(run: Run, row: PublishedRow) -> bool:
+    ours = {PUBLISHED_NAMES.get(method, method) for method in run.manifest.methods}
+    return row.method in ours or row.method in _ALWAYS or row.method.startswith("adamerging")
+
+
+def _task_tables(run: Run, suite: str, protocol: str) -> list[Table]:
     tables = []
-    for family, label in _FAMILIES.items():
-        rows = published_rows(protocol, family)
+    for family, label in FAMILIES.items():
+        rows = [r for r in published_rows(suite, protocol, family) if _wanted(run, r)]
         if not rows:
             continue
-        tasks = list(next(row.per_task for row in rows if row.per_task is not None))
+        tasks = list(dict.fromkeys(task for row in rows for task in row.per_task or ()))
         unseen = rows[0].unseen_tasks
-        what = "6 tasks merged, 2 more tested" if unseen else "8 tasks merged and tested"
-        header = [
-            task_title(task) + (" (unseen)" if task in unseen else "")
-            for task in sorted(tasks, key=lambda task: task not in unseen)
-        ]
+        tasks.sort(key=lambda task: task not in unseen)
+        count = len(tasks) - len(unseen)
+        what = f"{count} tasks merged, {len(unseen)} more tested" if unseen else "all tasks merged"
+        header = [task_title(task) + (" (unseen)" if task in unseen else "") for task in tasks]
         tables.append(
             Table(
-                name=f"published_{protocol.replace('-', '_')}_{family.replace(' ', '_')}",
-                caption=f"Published, CLIP ViT-B/32, {label}: accuracy (%), {what}",
+                name=f"published_{suite}_{protocol.replace('-', '_')}_{family.replace(' ', '_')}",
+                caption=f"Published, {suite}, {label}: score (%), {what}",
                 header=("Method", "Mean of unseen" if unseen else "Mean", *header),
                 rows=tuple(
                     _table_row(
                         row,
                         [
                             row.unseen_average if unseen else row.average,
-                            *(
-                                row.per_task.get(task) if row.per_task else None
-                                for task in sorted(tasks, key=lambda task: task not in unseen)
-                            ),
+                            *(row.per_task.get(t) if row.per_task else None for t in tasks),
                         ],
                     )
                     for row in rows
@@ -75,28 +88,35 @@ def _task_tables(protocol: str) -> list[Table]:
     return tables
 
 
-def _corruption_table() -> Table:
-    family = Family.TRANSFORMERS
-    by_condition = {name: published_rows(name, family) for name in ("clean", *_CORRUPTIONS)}
-    clean = by_condition["clean"]
-    tasks = [task_title(task) for task in clean[0].per_task or ()]
-    rows = []
-    for row in clean:
-        averages = [
-            next((found.average for found in rows if found.method == row.method), None)
-            for rows in by_condition.values()
-        ]
-        rows.append(_table_row(row, averages))
-    return Table(
-        name="published_corruptions",
-        caption=(
-            f"Published, CLIP ViT-B/32, {_FAMILIES[family]}: accuracy (%) under corruptions, "
-            f"mean over {', '.join(tasks)}"
-        ),
-        header=("Method", *(condition(name) for name in by_condition)),
-        rows=tuple(rows),
-        notes=_sources(clean),
-    )
+def _corruption_tables(run: Run, suite: str) -> list[Table]:
+    kinds = (IN_DOMAIN, *run.manifest.corruptions)
+    tables = []
+    for family, label in FAMILIES.items():
+        by_condition = {name: published_rows(suite, name, family) for name in kinds}
+        clean = [row for row in by_condition[IN_DOMAIN] if _wanted(run, row)]
+        if not clean or not any(by_condition[kind] for kind in run.manifest.corruptions):
+            continue
+        tasks = [task_title(task) for task in clean[0].per_task or ()]
+        rows = []
+        for row in clean:
+            averages = [
+                next((found.average for found in rows if found.method == row.method), None)
+                for rows in by_condition.values()
+            ]
+            rows.append(_table_row(row, averages))
+        tables.append(
+            Table(
+                name=f"published_corruptions_{family}",
+                caption=(
+                    f"Published, {suite}, {label}: accuracy (%) under corruptions, "
+                    f"mean over {', '.join(tasks)}"
+                ),
+                header=("Method", "Clean", *map(condition, run.manifest.corruptions)),
+                rows=tuple(rows),
+                notes=_sources(clean),
+            )
+        )
+    return tables
 
 
 def _table_row(row: PublishedRow, values: Sequence[float | None]) -> TableRow:
