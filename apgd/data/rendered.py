@@ -1,23 +1,17 @@
 """Rendered pictures on disk: made once, checked, and read through memory maps."""
 
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from apgd.data.cache import cache_root
 from apgd.data.tasks import ImageExamples
 from apgd.errors import InputError
 from apgd.files import atomic_path
 
 _RENDERERS = ("pillow", "numpy", "matplotlib", "scikit-learn")
-
-
-def cache_root() -> Path:
-    """Where rendered pictures are kept: `$APGD_CACHE`, or `~/.cache/apgd`."""
-    chosen = os.environ.get("APGD_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "apgd"
 
 
 class RenderedStore:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from apgd.data import ImageExamples
-from apgd.data.rendered import RenderedStore, cache_root
+from apgd.data.cache import cache_root
+from apgd.data.rendered import RenderedStore
 from apgd.errors import InputError
 
 

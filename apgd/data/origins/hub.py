@@ -1,0 +1,191 @@
+"""Splits from the hub, or from what its clients left in their caches."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import sleep as _sleep
+from typing import Any
+
+import datasets
+import huggingface_hub
+from huggingface_hub.constants import is_offline_mode
+
+from apgd.data.hub import HubDataset
+from apgd.data.origins._rows import SourceSplit, from_dataset
+from apgd.data.retry import is_transient, with_retries
+from apgd.errors import InputError
+
+Load = Callable[..., Any]
+"""`datasets.load_dataset`, or what stands in for it."""
+Resolve = Callable[[str, str | None], str]
+"""The commit that a revision of a data set on the hub means now."""
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
+
+
+def resolve_on_hub(hub_id: str, revision: str | None) -> str:
+    """The commit of a data set on the hub; all splits are then read from the same one."""
+    return str(huggingface_hub.HfApi().dataset_info(hub_id, revision=revision).sha)
+
+
+class HubOrigin:
+    """A data set of the hub at one commit.
+
+    Without a connection, what the hub's cache or the cache of `datasets` holds is read instead. No
+    code that comes with a data set is ever run.
+
+    Args:
+        dataset: one with a hub id.
+        scratch: folder for intermediate copies, deleted by the caller.
+        load: opens a split.
+        resolve: finds the commit.
+        sleep: waits between attempts.
+
+    Raises:
+        InputError: where the data set is unknown, or can be had neither from the hub nor from a
+            cache.
+    """
+
+    def __init__(
+        self,
+        dataset: HubDataset,
+        scratch: Path,
+        *,
+        load: Load = datasets.load_dataset,
+        resolve: Resolve = resolve_on_hub,
+        sleep: Callable[[float], None] = _sleep,
+    ) -> None:
+        if dataset.hub_id is None:
+            raise InputError(f"data set {dataset.name} has no hub id to be downloaded by")
+        self._dataset = dataset
+        self._hub_id = dataset.hub_id
+        self._scratch = scratch
+        self._load = load
+        self._sleep = sleep
+        self._snapshot: Path | None = None
+        self._offline = is_offline_mode()
+        self._commit: str | None = None
+        if not self._offline:
+            try:
+                self._commit = with_retries(
+                    lambda: resolve(self._hub_id, dataset.revision), self._sleep
+                )
+            except Exception as error:
+                if not _is_unreachable(error):
+                    raise self._refused(error) from error
+                self._offline = True
+        if self._offline:
+            self._snapshot = self._cached_snapshot()
+            self._commit = self._snapshot.name if self._snapshot is not None else None
+
+    def describe(self) -> Mapping[str, str | None]:
+        """Hub id, configuration and commit."""
+        return {
+            "kind": "hub",
+            "hub_id": self._hub_id,
+            "config": self._dataset.config,
+            "commit": self._commit,
+        }
+
+    def split(self, name: str) -> SourceSplit:
+        """The rows of a split.
+
+        Raises:
+            InputError: where the split does not exist or cannot be had.
+        """
+        if self._offline:
+            return from_dataset(self._cached(name))
+        try:
+            opened = with_retries(
+                lambda: self._load(
+                    self._hub_id,
+                    self._dataset.config,
+                    split=name,
+                    revision=self._commit,
+                    cache_dir=str(self._scratch),
+                ),
+                self._sleep,
+            )
+        except Exception as error:
+            raise self._refused(error) from error
+        return from_dataset(opened)
+
+    def _cached(self, name: str) -> datasets.Dataset:
+        found: list[str] = []
+        if self._snapshot is not None:
+            try:
+                _check_shards(self._snapshot)
+                return self._load(
+                    str(self._snapshot),
+                    self._dataset.config,
+                    split=name,
+                    cache_dir=str(self._scratch),
+                )
+            except Exception as error:
+                found.append(f"its copy in the hub's cache cannot be used ({_first_line(error)})")
+        else:
+            found.append("it is not in the hub's cache")
+        try:
+            return self._load(
+                self._hub_id, self._dataset.config, split=name, revision=self._dataset.revision
+            )
+        except Exception as error:
+            found.append(f"it is not in the cache of datasets ({_first_line(error)})")
+        raise InputError(
+            f"split {name!r} of data set {self._dataset.name} must be prepared or cached where "
+            f"the hub cannot be reached, but {' and '.join(found)}; {self._remedy()}"
+        )
+
+    def _cached_snapshot(self) -> Path | None:
+        try:
+            found = huggingface_hub.snapshot_download(
+                self._hub_id,
+                repo_type="dataset",
+                revision=self._dataset.revision,
+                local_files_only=True,
+            )
+        except (OSError, ValueError):
+            return None
+        return Path(found)
+
+    def _refused(self, error: Exception) -> InputError:
+        what = f"data set {self._dataset.name} ({self._hub_id}"
+        what += f", {self._dataset.config})" if self._dataset.config else ")"
+        return InputError(
+            f"{what} could not be downloaded ({type(error).__name__}: {_first_line(error)}); "
+            f"{self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        revision = f" --revision {self._dataset.revision}" if self._dataset.revision else ""
+        return (
+            f"with a connection, `hf download {self._hub_id} --repo-type dataset{revision}` fills "
+            f"the hub's cache, or give a local copy: "
+            f"`apgd data prepare SUITE --task {self._dataset.name} --from DIR`, with the copy in "
+            f"DIR{os.sep}{self._dataset.name}"
+        )
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether nobody answered, as opposed to an answer that says no."""
+    return isinstance(error, ConnectionError) or (
+        is_transient(error) and getattr(error, "response", None) is None
+    )
+
+
+def _check_shards(folder: Path) -> None:
+    """Raise InputError where a download that was cut short left some files of a series out."""
+    for path in sorted(folder.rglob("*")):
+        match = _SHARD.fullmatch(path.name)
+        if match is None:
+            continue
+        stem, _, count, ending = match.groups()
+        for i in range(int(count)):
+            sibling = path.with_name(f"{stem}-{i:05d}-of-{count}{ending}")
+            if not sibling.exists():
+                raise InputError(f"{sibling.name} is missing")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
