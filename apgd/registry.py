@@ -15,7 +15,8 @@ D = TypeVar("D")
 class Registry(Mapping[str, T], Generic[T]):
     """The entries of type `kind` that the modules of a package define at top level.
 
-    Each module of `package` contributes every module-level object of type `kind`, under its `name`.
+    Each module of `package` contributes every module-level object of type `kind`, and those in
+    module-level tuples, under their `name`.
     Modules whose name starts with an underscore are skipped. Modules are imported on first use.
 
     Raises:
@@ -37,8 +38,9 @@ class Registry(Mapping[str, T], Generic[T]):
                     continue
                 module = importlib.import_module(f"{self._package.__name__}.{info.name}")
                 for value in vars(module).values():
-                    if isinstance(value, self._kind):
-                        self._add(entries, value)
+                    for entry in value if isinstance(value, tuple) else (value,):
+                        if isinstance(entry, self._kind):
+                            self._add(entries, entry)
             self._entries = entries
         return self._entries
 
