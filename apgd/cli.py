@@ -23,6 +23,7 @@ from apgd.merging import Progress, merge_vectors
 from apgd.methods import Method, Parameter, methods
 from apgd.streaming import SHARD_BYTES, check_apart, stream
 from apgd.suites import suites
+from apgd.suites_command import add_suites_command
 from apgd.summary import MergeSummary
 from apgd.task_vectors import TaskVectors
 
@@ -74,11 +75,16 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _add_merge(commands, arguments)
     for name, run, text in (
         ("methods", _list_methods, "list the merge methods and their parameters"),
-        ("suites", _list_suites, "list the suites and their tasks"),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=run, check_unknown=_refuse_unknown)
+    for add in (add_suites_command,):
+        for command in add(commands):
+            command.add_argument(
+                "--debug", action="store_true", help="show the traceback of an error"
+            )
+            command.set_defaults(check_unknown=_refuse_unknown)
     return parser
 
 
@@ -375,21 +381,6 @@ def _list_methods(_options: argparse.Namespace) -> None:
         if table.row_count:
             console.print(table)
         console.print()
-
-
-def _list_suites(_options: argparse.Namespace) -> None:
-    console = Console()
-    for suite in suites.values():
-        console.print(f"[bold]{suite.name}[/bold]  {suite.title}")
-        table = Table("task", "classes", "expert", "stands for", box=None)
-        for task in (*suite.tasks, *suite.unseen):
-            table.add_row(
-                task.name,
-                str(len(task.class_names)),
-                "yes" if task in suite.tasks else "no",
-                task.stands_for or "",
-            )
-        console.print(table)
 
 
 if __name__ == "__main__":

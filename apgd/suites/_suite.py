@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples, Split, Task
+from apgd.data.hub import HubDataset
 from apgd.errors import InputError
 from apgd.heads import Head
 from apgd.methods import Value
@@ -153,6 +154,10 @@ class Suite(ABC):
         made = folder / "weights.safetensors"
         save_weights(made, load_weights(source, f"the expert {source}"), {"suite": self.name})
         return made
+
+    def datasets(self) -> Mapping[str, HubDataset]:
+        """By task, the data set that has to be fetched; none where examples are made here."""
+        return {}
 
     def corrupted_examples(self, task: str, corruption: str, count: int) -> Examples:
         """The first `count` test examples of a task, under a corruption.
