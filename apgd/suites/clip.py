@@ -50,6 +50,7 @@ class ClipSuite(Suite):
         tasks: names of the tasks with an expert.
         unseen: names of the tasks without.
         corrupted: names of the tasks whose test images are also shown corrupted.
+        datasets: where the examples of every task come from.
     """
 
     def __init__(
@@ -60,14 +61,16 @@ class ClipSuite(Suite):
         tasks: tuple[str, ...],
         unseen: tuple[str, ...] = (),
         corrupted: tuple[str, ...] = (),
+        datasets: Mapping[str, HubDataset] = vision_datasets(),
     ) -> None:
         self.name = name
         self.title = f"CLIP {geometry.name}, {what}"
         self.geometry = geometry
-        self.tasks = tuple(_task(task) for task in tasks)
-        self.unseen = tuple(_task(task) for task in unseen)
+        self._datasets = {task: datasets[task] for task in (*tasks, *unseen)}
+        self.tasks = tuple(_task(datasets[task]) for task in tasks)
+        self.unseen = tuple(_task(datasets[task]) for task in unseen)
         self.corrupted = corrupted
-        self.corruptions = _datasets()[corrupted[0]].corruptions if corrupted else ()
+        self.corruptions = datasets[corrupted[0]].corruptions if corrupted else ()
         # About 2,000 steps of 128 are what the epochs of the original recipe come to.
         self.finetune = FinetuneSettings(
             steps=2000,
@@ -112,7 +115,7 @@ class ClipSuite(Suite):
 
     def datasets(self) -> Mapping[str, HubDataset]:
         """The data set of every task, by the task's name."""
-        return {task.name: _datasets()[task.name] for task in (*self.tasks, *self.unseen)}
+        return MappingProxyType(self._datasets)
 
     def examples(self, task: str, split: Split) -> ImageExamples:
         """The examples of a task's split; downloaded and decoded where they are not there yet."""
@@ -140,7 +143,7 @@ class ClipSuite(Suite):
         return is_ready(self._dataset(task), split, size=size)
 
     def _dataset(self, task: str) -> HubDataset:
-        return self.datasets()[self.task(task).name]
+        return self._datasets[self.task(task).name]
 
     def published_expert(self, task: str) -> Path:
         """The hub's expert of a task, in the folder where its configuration is too."""
@@ -175,26 +178,22 @@ def encode(model: nn.Module, pixels: Tensor) -> Tensor:
     return nn.functional.normalize(embedded, dim=-1)
 
 
-def _datasets() -> Mapping[str, HubDataset]:
-    return vision_datasets()
-
-
-def _task(name: str) -> Task:
-    class_names = _datasets()[name].class_names
-    if class_names is None:
-        raise InputError(f"a task of CLIP must have classes, but {name} has none")
+def _task(dataset: HubDataset) -> Task:
+    if dataset.class_names is None:
+        raise InputError(f"a task of CLIP must have classes, but {dataset.name} has none")
     return Task(
-        name=name,
-        title=task_title(name),
-        stands_for=name,
-        class_names=class_names,
-        templates=tuple(_TEMPLATES[name]),
+        name=dataset.name,
+        title=task_title(dataset.name),
+        stands_for=dataset.name,
+        class_names=dataset.class_names,
+        templates=tuple(_TEMPLATES.get(dataset.name, _ANY)),
     )
 
 
 _TEMPLATES: Mapping[str, list[str]] = json.loads(
     (files("apgd.suites.facts") / "templates.json").read_text(encoding="utf-8")
 )
+_ANY = ("a photo of a {}.",)
 _ALL = tuple(_TEMPLATES)
 _UNSEEN = {"a": ("mnist", "eurosat"), "b": ("resisc45", "svhn")}
 

@@ -1,0 +1,81 @@
+"""The main job of a suite in this process: prepare, fine-tune, merge, evaluate, report; no Ray."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from apgd.suites import Suite, suites
+from tune import stages, workers
+from tune.cluster import Cluster
+from tune.evaluators import ScoreJob
+from tune.experiment import Experiment, check, merged_rank
+from tune.manifest import Manifest
+from tune.progress import Display
+from tune.records import Kind, Record, RecordStore
+from tune.report import Report
+from tune.stages import Searched
+from tune.studies import Study, trial_job
+from tune.workers import Job, Worker
+
+CLUSTER = Cluster(nodes=1, cpus=1, gpus=0, joined=False, workers=1, threads_per_worker=1)
+
+
+class OneWorker:
+    """Stands in for the pool of workers: jobs run here, one after another."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(workers, "assigned_device", lambda: "cpu")
+        self.worker = Worker(threads=1)
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        on_done: Callable[[int, Any], None] | None = None,
+        on_progress: object = None,
+    ) -> list[Any]:
+        results = []
+        for index, job in enumerate(jobs):
+            results.append(getattr(self.worker, job.method)(*job.arguments))
+            if on_done is not None:
+                on_done(index, results[-1])
+        return results
+
+
+def run_whole_path(
+    suite: Suite, folder: Path, patch: pytest.MonkeyPatch, *, method: str = "ties", **fields: Any
+) -> tuple[Report, list[Record]]:
+    """A smoke run of a suite with averaging and a searched method; its report and its rows."""
+    patch.setitem(suites._found(), suite.name, suite)
+    experiment = Experiment(
+        suite=suite.name,
+        methods=("weight_averaging", method),
+        smoke=True,
+        run_dir=folder / "run",
+        experts_dir=folder / "experts",
+        **fields,
+    )
+    check(experiment)
+    store = RecordStore(experiment.folder)
+    manifest = Manifest(experiment, suite)
+    pool: Any = OneWorker(patch)
+    with Display(Console(quiet=True)) as display:
+        hashes = stages.prepare_data(suite, pool, display)
+        experts = stages.train_experts(experiment, suite, hashes, pool, display)
+        keys = stages.record_experts(experts, store)
+        workload = stages.make_workload(experiment, suite, hashes, experts)
+        rank, params = merged_rank(suite), tuple(suite.published.get(method, {}).items())
+        study = Study(method, 0, 1, rank, len(suite.tasks), params)
+        job: ScoreJob = trial_job(study, {}, 0)
+        pool.worker.score(workload, job)
+        trial = store.get(Kind.TRIAL, job.key(workload))
+        assert trial is not None
+        searches = [Searched(study, (trial,), trial)]
+        jobs = stages.evaluation_jobs(experiment, searches)
+        rows = stages.evaluate(jobs, workload, pool, store, display)
+        manifest.write(CLUSTER, hashes, experts, keys, display.stages, [], searches, rows)
+        report = stages.report(experiment, suite, display)
+    return report, rows
