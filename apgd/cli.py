@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from apgd.checkpoints import save_weights
+from apgd.convert_command import add_convert
 from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, expected_seconds, needs
 from apgd.execution import Executor, Here
@@ -73,6 +74,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="apgd", description="Merge fine-tuned experts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_merge(commands, arguments)
+    for add in (add_convert,):
+        command = add(commands)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(check_unknown=_refuse_unknown)
     for name, run, text in (
         ("methods", _list_methods, "list the merge methods and their parameters"),
     ):

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from apgd.data.tasks import Task
 from apgd.errors import InputError
+from apgd.models.clip_geometry import Activation, Geometry, TextSizes, VisionSizes
 
 IMAGE_SIZE = 32
 CONTEXT_LENGTH = 10
 EMBED_DIM = 64
+_HEAD_WIDTH = 32
 _VISION = CLIPVisionCfg(
-    image_size=IMAGE_SIZE, patch_size=8, width=128, layers=4, head_width=32, mlp_ratio=4.0
+    image_size=IMAGE_SIZE, patch_size=8, width=128, layers=4, head_width=_HEAD_WIDTH, mlp_ratio=4.0
 )
 # Grey levels at the middle of the scale become 0, and most of them lie within two units of it.
 _MEAN, _STD = 0.5, 0.25
@@ -35,6 +37,25 @@ def mini_clip(vocab_size: int) -> CLIP:
         context_length=CONTEXT_LENGTH, vocab_size=vocab_size, width=64, heads=2, layers=1
     )
     return CLIP(embed_dim=EMBED_DIM, vision_cfg=_VISION, text_cfg=text, quick_gelu=False)
+
+
+def mini_geometry(vocab_size: int) -> Geometry:
+    """The sizes of `mini_clip`."""
+    return Geometry(
+        name="mini",
+        hub_id=None,
+        open_clip_model=None,
+        open_clip_pretrained=None,
+        vision=VisionSizes(width=128, layers=4, mlp_width=512, patch=8, image_size=IMAGE_SIZE),
+        text=TextSizes(
+            width=64, layers=1, mlp_width=256, vocabulary=vocab_size, context=CONTEXT_LENGTH
+        ),
+        projection=EMBED_DIM,
+        activation=Activation.GELU,
+        head_width=_HEAD_WIDTH,
+        mean=(_MEAN, _MEAN, _MEAN),
+        std=(_STD, _STD, _STD),
+    )
 
 
 def preprocess(images: np.ndarray) -> Tensor:

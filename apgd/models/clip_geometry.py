@@ -25,8 +25,6 @@ class VisionSizes:
     """Length of a token's vector."""
     layers: int
     """Blocks."""
-    heads: int
-    """Attention heads of a block."""
     mlp_width: int
     """Length of the vector between the two layers of a block's MLP."""
     patch: int
@@ -48,8 +46,6 @@ class TextSizes:
     """Length of a token's vector."""
     layers: int
     """Blocks."""
-    heads: int
-    """Attention heads of a block."""
     mlp_width: int
     """Length of the vector between the two layers of a block's MLP."""
     vocabulary: int = 49408
@@ -64,11 +60,11 @@ class Geometry:
 
     name: str
     """Short name, for example ViT-B-32."""
-    hub_id: str
-    """Repository on the hub that transformers loads it from."""
-    open_clip_model: str
+    hub_id: str | None
+    """Repository on the hub that transformers loads it from; None where there is none."""
+    open_clip_model: str | None
     """open_clip's name for the architecture, with its activation."""
-    open_clip_pretrained: str
+    open_clip_pretrained: str | None
     """open_clip's tag for the weights."""
     vision: VisionSizes
     text: TextSizes
@@ -76,6 +72,12 @@ class Geometry:
     """Width of the space in which pictures and texts are compared."""
     activation: Activation
     """What both towers were trained with."""
+    head_width: int = 64
+    """Width of an attention head, in both towers; shapes do not tell it."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Mean of red, green and blue in the pictures of the training, of 1."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Standard deviation of red, green and blue, of 1."""
 
 
 def _openai(name: str, hub_id: str, vision: VisionSizes, text_width: int) -> Geometry:
@@ -86,9 +88,7 @@ def _openai(name: str, hub_id: str, vision: VisionSizes, text_width: int) -> Geo
         open_clip_model=f"{name}-quickgelu",
         open_clip_pretrained="openai",
         vision=vision,
-        text=TextSizes(
-            width=text_width, layers=12, heads=text_width // 64, mlp_width=4 * text_width
-        ),
+        text=TextSizes(width=text_width, layers=12, mlp_width=4 * text_width),
         projection=text_width,
         activation=Activation.QUICK_GELU,
     )
@@ -98,7 +98,6 @@ def _vision(width: int, layers: int, patch: int) -> VisionSizes:
     return VisionSizes(
         width=width,
         layers=layers,
-        heads=width // 64,
         mlp_width=4 * width,
         patch=patch,
         image_size=224,
@@ -160,6 +159,6 @@ def check_activation(said: object, geometry: Geometry, label: str) -> None:
     """
     if said is not None and said != geometry.activation.value:
         raise InputError(
-            f"{label} must use {geometry.activation.value}, with which {geometry.hub_id} was "
-            f"trained, but is said to use {said}"
+            f"{label} must use {geometry.activation.value}, with which "
+            f"{geometry.hub_id or geometry.name} was trained, but is said to use {said}"
         )

@@ -39,10 +39,6 @@ from apgd.models.clip_layouts import (
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 CONFIG = "config.json"
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of red, green and blue in the pictures that CLIP was trained on, of 1."""
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of red, green and blue, of 1."""
 
 _TEXTS_AT_ONCE = 256
 _OPEN_CLIP_SPECIALS = {
@@ -57,7 +53,7 @@ def vision_config(geometry: Geometry) -> CLIPVisionConfig:
         hidden_size=geometry.vision.width,
         intermediate_size=geometry.vision.mlp_width,
         num_hidden_layers=geometry.vision.layers,
-        num_attention_heads=geometry.vision.heads,
+        num_attention_heads=geometry.vision.width // geometry.head_width,
         image_size=geometry.vision.image_size,
         patch_size=geometry.vision.patch,
         projection_dim=geometry.projection,
@@ -76,7 +72,7 @@ def clip_config(geometry: Geometry) -> CLIPConfig:
             hidden_size=text.width,
             intermediate_size=text.mlp_width,
             num_hidden_layers=text.layers,
-            num_attention_heads=text.heads,
+            num_attention_heads=text.width // geometry.head_width,
             max_position_embeddings=text.context,
             projection_dim=geometry.projection,
             hidden_act=geometry.activation.value,
@@ -98,7 +94,7 @@ def open_clip_config(geometry: Geometry) -> dict[str, Any]:
             "image_size": vision.image_size,
             "layers": vision.layers,
             "width": vision.width,
-            "head_width": vision.width // vision.heads,
+            "head_width": geometry.head_width,
             "mlp_ratio": vision.mlp_width / vision.width,
             "patch_size": vision.patch,
         },
@@ -106,7 +102,7 @@ def open_clip_config(geometry: Geometry) -> dict[str, Any]:
             "context_length": text.context,
             "vocab_size": text.vocabulary,
             "width": text.width,
-            "heads": text.heads,
+            "heads": text.width // geometry.head_width,
             "layers": text.layers,
             "mlp_ratio": text.mlp_width / text.width,
         },

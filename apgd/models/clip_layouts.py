@@ -28,8 +28,6 @@ Shape = tuple[int, ...]
 VISION = "vision_model."
 PROJECTION = "visual_projection.weight"
 TEXT = ("text_model.", "text_projection.weight", "logit_scale")
-HEAD_WIDTH = 64
-"""Width of an attention head in every CLIP of OpenAI; shapes do not tell it."""
 
 _WRAPPERS = ("module.", "state_dict.", "image_encoder.", "model.")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -319,7 +317,6 @@ def _measure(names: Mapping[str, Shape], family: Family, tower: str, wrapper: st
         )
     vision = VisionSizes(
         width=patches[0],
-        heads=max(patches[0] // HEAD_WIDTH, 1),
         patch=patches[2],
         image_size=grid * patches[2],
         **_block_sizes(names, blocks, ours),
@@ -340,7 +337,6 @@ def _measure(names: Mapping[str, Shape], family: Family, tower: str, wrapper: st
         vocabulary, width = _shape(names, tokens, 2)
         text = TextSizes(
             width=width,
-            heads=max(width // HEAD_WIDTH, 1),
             vocabulary=vocabulary,
             context=_shape(names, text_positions, 2)[0],
             **_block_sizes(names, text_blocks, ours),

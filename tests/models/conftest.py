@@ -24,10 +24,10 @@ TINY = replace(
     reduced("ViT-B-32", vision=2, text=2),
     name="tiny",
     vision=replace(
-        GEOMETRIES["ViT-B-32"].vision, width=128, layers=2, heads=2, mlp_width=256, image_size=64
+        GEOMETRIES["ViT-B-32"].vision, width=128, layers=2, mlp_width=256, image_size=64
     ),
     text=replace(
-        GEOMETRIES["ViT-B-32"].text, width=64, layers=2, heads=1, mlp_width=128, vocabulary=50,
+        GEOMETRIES["ViT-B-32"].text, width=64, layers=2, mlp_width=128, vocabulary=50,
         context=9,
     ),
     projection=32,
