@@ -19,6 +19,7 @@ from apgd.convert_command import add_convert
 from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, expected_seconds, needs
 from apgd.execution import Executor, Here
+from apgd.export.command import add_export
 from apgd.files import check_writable, write_json
 from apgd.merging import Progress, merge_vectors
 from apgd.methods import Method, Parameter, methods
@@ -74,7 +75,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="apgd", description="Merge fine-tuned experts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_merge(commands, arguments)
-    for add in (add_convert,):
+    for add in (add_convert, add_export):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(check_unknown=_refuse_unknown)
