@@ -19,7 +19,7 @@ from apgd.convert_command import add_convert
 from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, expected_seconds, needs
 from apgd.execution import Executor, Here
-from apgd.export.command import add_export
+from apgd.export_command import add_export
 from apgd.files import check_writable, write_json
 from apgd.merging import Progress, merge_vectors
 from apgd.methods import Method, Parameter, methods

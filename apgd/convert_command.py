@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from apgd.convert import Part, convert
 from apgd.models.clip_geometry import GEOMETRIES, geometry_named
 
 
@@ -25,9 +24,8 @@ def add_convert(
     command.add_argument("out", type=Path, metavar="OUT", help="the safetensors file to write")
     command.add_argument(
         "--part",
-        type=Part,
-        choices=list(Part),
-        default=Part.VISION,
+        choices=("vision", "whole"),
+        default="vision",
         help="what to keep: the vision tower, which is what merges, or the whole model "
         "(default: vision)",
     )
@@ -48,10 +46,13 @@ def add_convert(
 
 
 def _convert(options: argparse.Namespace) -> None:
+    # Imported late: it brings two large libraries, for which no other command should wait.
+    from apgd.convert import Part, convert
+
     done = convert(
         options.source,
         options.out,
-        part=options.part,
+        part=Part(options.part),
         geometry=geometry_named(options.model) if options.model else None,
         base=options.base,
         overwrite=options.overwrite,

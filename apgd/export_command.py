@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from apgd.errors import InputError
-from apgd.export import Library, export, origin_of
 
 
 def add_export(
@@ -24,9 +23,8 @@ def add_export(
     command.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     command.add_argument(
         "--library",
-        type=Library,
-        choices=list(Library),
-        default=Library.TRANSFORMERS,
+        choices=("transformers", "open_clip"),
+        default="transformers",
         help="who loads it (default: transformers)",
     )
     command.add_argument(
@@ -58,6 +56,9 @@ def add_export(
 
 
 def _export(options: argparse.Namespace) -> None:
+    # Imported late: they bring two large libraries, for which no other command should wait.
+    from apgd.export import Library, export, origin_of
+
     origin = origin_of(
         options.merged,
         title=options.title,
@@ -66,7 +67,8 @@ def _export(options: argparse.Namespace) -> None:
         scores=options.scores,
         base_model=options.base_model,
     )
-    content = export(options.merged, options.out, options.library, origin, base=options.base)
+    library = Library(options.library)
+    content = export(options.merged, options.out, library, origin, base=options.base)
     Console(soft_wrap=True).print(
         f"exported {options.merged} into {options.out}: {content.kind} for {content.library}, "
         f"{content.parameters} parameters, {len(origin.experts)} experts",
