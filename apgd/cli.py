@@ -75,17 +75,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="apgd", description="Merge fine-tuned experts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_merge(commands, arguments)
-    for add in (add_convert, add_export):
-        command = add(commands)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(check_unknown=_refuse_unknown)
     for name, run, text in (
         ("methods", _list_methods, "list the merge methods and their parameters"),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=run, check_unknown=_refuse_unknown)
-    for add in (add_suites_command,):
+    for add in (add_suites_command, add_convert, add_export):
         for command in add(commands):
             command.add_argument(
                 "--debug", action="store_true", help="show the traceback of an error"

@@ -1,19 +1,14 @@
 """Checkpoints of other projects, converted once to safetensors in CLIP's canonical layout."""
 
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from apgd import pickled
-from apgd.checkpoints import load_weights, save_weights
+from apgd.checkpoints import save_weights
 from apgd.errors import InputError
 from apgd.files import sha256_file
 from apgd.models.clip_geometry import Geometry, check_activation, geometry_of
-from apgd.models.clip_hub import read_vision_tower, recorded_activation, weights_file
+from apgd.models.clip_hub import read_checkpoint, read_vision_tower, weights_file
 from apgd.models.clip_layouts import (
     PROJECTION,
     TEXT,
@@ -24,9 +19,6 @@ from apgd.models.clip_layouts import (
     library_layout,
     whole_to_canonical,
 )
-
-_SECONDS = 900
-_KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH",)
 
 
 class Part(StrEnum):
@@ -63,9 +55,8 @@ def convert(
 ) -> Conversion:
     """Write a checkpoint of CLIP as safetensors in the canonical layout, as float32.
 
-    Safetensors are read here. Anything else is taken for a pickle of PyTorch, whole modules
-    included, and read in a process of its own that runs nothing of it (apgd.pickled), has limits on
-    memory and time, and knows nothing of this one's environment.
+    Files of PyTorch, whole pickled modules included, are read by apgd.sandbox: nothing of them is
+    run.
 
     Args:
         source: a safetensors file; a folder of transformers or open_clip; a file of PyTorch.
@@ -90,14 +81,7 @@ def convert(
         raise InputError(f"{source} does not exist")
     if file.resolve() == out.resolve():
         raise InputError(f"the converted file must be another one than its source {source}")
-    if file.is_file() and not (file.suffix == ".safetensors" or file.suffix == ".json"):
-        with tempfile.TemporaryDirectory(prefix="apgd-") as folder:
-            extracted = Path(folder) / "tensors.safetensors"
-            said = _extract(file, extracted)
-            state = load_weights(extracted, str(source))
-    else:
-        state = load_weights(file, str(source))
-        said = recorded_activation(source)
+    state, said = read_checkpoint(source, str(source))
     layout = layout_of(state)
     known = geometry or geometry_of(layout.vision)
     check_activation(said, known, str(source))
@@ -134,29 +118,3 @@ def convert(
         sha256=sha256,
         parameters=sum(tensor.numel() for tensor in canonical.values()),
     )
-
-
-def _extract(source: Path, out: Path) -> str | None:
-    """Extract a pickle's tensors in a process of its own; the activation that it tells."""
-    environment = {n: os.environ[n] for n in _KEPT_ENVIRONMENT if n in os.environ}
-    try:
-        # By its path and isolated: neither this folder nor the user's can put modules in its way.
-        finished = subprocess.run(  # noqa: S603 - our own program
-            [sys.executable, "-I", pickled.__file__, str(source.resolve()), str(out.resolve())],
-            env={**environment, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd=out.parent,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{source} could not be read within {_SECONDS} s") from None
-    if finished.returncode == pickled.REFUSED:
-        raise InputError(f"{source} was refused: {finished.stderr.decode(errors='replace')}")
-    if finished.returncode != 0:
-        raise InputError(
-            f"{source} was refused: the process that read it ended with status "
-            f"{finished.returncode}, as it does beyond its limits of memory and time"
-        )
-    return recorded_activation(out)

@@ -10,8 +10,8 @@ from apgd.models.clip_geometry import GEOMETRIES, geometry_named
 
 def add_convert(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> argparse.ArgumentParser:
-    """Add the command."""
+) -> list[argparse.ArgumentParser]:
+    """Add the command, and return it."""
     command = commands.add_parser(
         "convert",
         help="convert a checkpoint of CLIP",
@@ -42,7 +42,7 @@ def add_convert(
     )
     command.add_argument("--overwrite", action="store_true", help="replace an existing result")
     command.set_defaults(run=_convert)
-    return command
+    return [command]
 
 
 def _convert(options: argparse.Namespace) -> None:

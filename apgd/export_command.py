@@ -11,8 +11,8 @@ from apgd.errors import InputError
 
 def add_export(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> argparse.ArgumentParser:
-    """Add the command."""
+) -> list[argparse.ArgumentParser]:
+    """Add the command, and return it."""
     command = commands.add_parser(
         "export",
         help="write a merged model for transformers or open_clip",
@@ -52,7 +52,7 @@ def add_export(
         "--base-model", metavar="ID", help="the base on the hub, for example google/flan-t5-base"
     )
     command.set_defaults(run=_export)
-    return command
+    return [command]
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ A checkpoint of PyTorch is a pickle, that is a program: it names functions and h
 nothing is imported and nothing is called. Functions that rebuild tensors are recorded, every class
 becomes a placeholder that keeps its state, and any other call is refused.
 
-This file is also the program of the process in which a checkpoint is read (see apgd.convert), with
+This file is also the program of the process in which a checkpoint is read (see apgd.sandbox), with
 limits on memory, time and written bytes; so it needs nothing but numpy, and imports nothing of this
 package. Files of PyTorch before 1.6, which are no archives, are left to `torch.load` with
 `weights_only=True` in that process.

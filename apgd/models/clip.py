@@ -43,9 +43,9 @@ def mini_geometry(vocab_size: int) -> Geometry:
     """The sizes of `mini_clip`."""
     return Geometry(
         name="mini",
-        hub_id=None,
-        open_clip_model=None,
-        open_clip_pretrained=None,
+        hub_id="",
+        open_clip_model="",
+        open_clip_pretrained="",
         vision=VisionSizes(width=128, layers=4, mlp_width=512, patch=8, image_size=IMAGE_SIZE),
         text=TextSizes(
             width=64, layers=1, mlp_width=256, vocabulary=vocab_size, context=CONTEXT_LENGTH

@@ -60,11 +60,11 @@ class Geometry:
 
     name: str
     """Short name, for example ViT-B-32."""
-    hub_id: str | None
-    """Repository on the hub that transformers loads it from; None where there is none."""
-    open_clip_model: str | None
-    """open_clip's name for the architecture, with its activation."""
-    open_clip_pretrained: str | None
+    hub_id: str
+    """Repository on the hub that transformers loads it from; empty where there is none."""
+    open_clip_model: str
+    """open_clip's name for the architecture, with its activation; empty where it has none."""
+    open_clip_pretrained: str
     """open_clip's tag for the weights."""
     vision: VisionSizes
     text: TextSizes

@@ -21,7 +21,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from apgd.checkpoints import SINGLE, open_weights, read_metadata
+from apgd.checkpoints import INDEX, SINGLE, load_weights, read_metadata
 from apgd.data.tasks import Task
 from apgd.errors import InputError
 from apgd.models.clip_geometry import Activation, Geometry, check_activation
@@ -35,10 +35,13 @@ from apgd.models.clip_layouts import (
     text_to_canonical,
     to_canonical,
 )
+from apgd.sandbox import load_pickled
 
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 CONFIG = "config.json"
+PICKLED = "pytorch_model.bin"
+"""What transformers called a model's weights before safetensors; some of the hub's still are."""
 
 _TEXTS_AT_ONCE = 256
 _OPEN_CLIP_SPECIALS = {
@@ -186,7 +189,7 @@ def read_vision_tower(
     """A vision tower from files in any known layout, in canonical names and float32.
 
     Args:
-        source: a safetensors file, or a folder as transformers or open_clip writes it.
+        source: see `read_checkpoint`.
         geometry: what the tower must be.
         label: what messages call it, for example "expert mnist".
         projection: float32 (projection, width), taken where the files hold none, as those of a
@@ -260,9 +263,29 @@ def recorded_activation(source: Path) -> str | None:
 
 def weights_file(source: Path) -> Path:
     """The file or folder that `apgd.checkpoints` opens, of a folder as either library writes it."""
-    if (source / OPEN_CLIP_WEIGHTS).exists():
-        return source / OPEN_CLIP_WEIGHTS
-    return source / SINGLE if (source / SINGLE).exists() else source
+    for name in (OPEN_CLIP_WEIGHTS, SINGLE):
+        if (source / name).exists():
+            return source / name
+    only_pickled = (source / PICKLED).exists() and not (source / INDEX).exists()
+    return source / PICKLED if only_pickled else source
+
+
+def read_checkpoint(source: Path, label: str) -> tuple[dict[str, Tensor], str | None]:
+    """What files of weights hold, as it is stored, and the activation that they record.
+
+    Args:
+        source: a safetensors file; a folder as transformers or open_clip writes it; a file of
+            PyTorch, of which nothing is run.
+        label: what messages call it.
+
+    Raises:
+        InputError: where they are damaged.
+    """
+    file = weights_file(source)
+    if file.is_file() and file.suffix not in (".safetensors", ".json"):
+        state, told = load_pickled(file)
+        return state, recorded_activation(source) or told
+    return load_weights(file, label), recorded_activation(source)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -297,9 +320,8 @@ def text_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
 
 def _read(source: Path, geometry: Geometry, label: str) -> dict[str, Tensor]:
     """The stored tensors, where they are those of this model and its activation."""
-    weights = open_weights(weights_file(source), label)
-    check_activation(recorded_activation(source), geometry, f"{label} ({source})")
-    state = {name: weights[name] for name in weights.names()}
+    state, activation = read_checkpoint(source, label)
+    check_activation(activation, geometry, f"{label} ({source})")
     vision = layout_of(state).vision
     if vision != geometry.vision:
         raise InputError(

@@ -12,7 +12,7 @@ from transformers import CLIPVisionModel
 from apgd.checkpoints import save_weights
 from apgd.data.tasks import Task
 from apgd.errors import InputError
-from apgd.models.clip import zero_shot_head
+from apgd.models.clip import class_vectors
 from apgd.models.clip_geometry import GEOMETRIES
 from apgd.models.clip_hub import (
     clip_tokenizer,
@@ -75,7 +75,7 @@ def test_zero_shot_heads_of_both_libraries_agree() -> None:
     head = transformers_zero_shot_head(ours, clip_tokenizer(), task)
     assert (head.dtype, head.shape) == (torch.float32, (len(NAMES), 512))
     torch.testing.assert_close(head.norm(dim=1), ours.logit_scale.exp().detach().expand(len(NAMES)))
-    expected = zero_shot_head(theirs, SimpleTokenizer(), task)
+    expected = class_vectors(theirs, SimpleTokenizer(), task)
     torch.testing.assert_close(head, expected, atol=1e-4, rtol=0)
     assert ours.training
     # The classes differ, so agreement is not that of constants.
@@ -92,7 +92,7 @@ def test_a_long_text_is_cut_alike() -> None:
     task = Task(name="x", title="", stands_for=None, class_names=("long " * 90,), templates=("{}",))
     torch.testing.assert_close(
         transformers_zero_shot_head(ours, clip_tokenizer(), task),
-        zero_shot_head(theirs, SimpleTokenizer(), task),
+        class_vectors(theirs, SimpleTokenizer(), task),
         atol=1e-4,
         rtol=0,
     )
@@ -152,6 +152,16 @@ def test_an_expert_without_projection_gets_the_bases(tmp_path: Path) -> None:
     assert found.keys() == vision_encoder(TINY).state_dict().keys()
     with pytest.raises(InputError, match="must have the shape"):
         read_vision_tower(tmp_path, TINY, "expert", projection=projection.T)
+
+
+def test_a_folder_from_before_safetensors_is_read(tmp_path: Path) -> None:
+    model = transformers_clip(TINY)
+    model.config.save_pretrained(tmp_path)
+    state = {**model.state_dict(), "text_model.embeddings.position_ids": torch.arange(9)[None]}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    found = read_vision_tower(tmp_path, TINY, "base") | read_text_tower(tmp_path, TINY, "base")
+    assert found.keys() == model.state_dict().keys()
+    assert all(same_bits(tensor, state[name]) for name, tensor in found.items())
 
 
 def test_the_exact_gelu_is_refused_wherever_it_is_said(tmp_path: Path) -> None:
