@@ -30,6 +30,7 @@ REFUSED = 3
 _MAX_PICKLE = 64 << 20
 _MAX_MEMBERS = 100_000
 _MAX_DEPTH = 64
+_MAX_MESSAGE = 500
 _MARGIN = 256 << 20
 _SECONDS_PER_GIB = 60
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
@@ -492,7 +493,9 @@ def main(arguments: list[str]) -> int:
         else:
             _extract_old(path, out)
     except Refused as refused:
-        sys.stderr.write(str(refused))
+        # Names come from the checkpoint, and the message goes to a terminal.
+        shown = "".join(c if c.isprintable() else "?" for c in str(refused)[:_MAX_MESSAGE])
+        sys.stderr.write(shown.encode("ascii", "backslashreplace").decode())
         return REFUSED
     except MemoryError:
         sys.stderr.write("reading it takes more memory than its size explains")

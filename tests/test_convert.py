@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 from transformers import CLIPVisionModel
 
 from apgd import pickled
@@ -47,10 +47,8 @@ def image_encoder(monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self, model: nn.Module) -> None:
             super().__init__()
             self.model = model
-            self.train_preprocess = Compose(
-                [Resize(224, interpolation=InterpolationMode.BICUBIC), CenterCrop(224),
-                 Normalize((0.5,), (0.5,))]
-            )  # fmt: skip
+            self.train_preprocess = open_clip.image_transform(224, is_train=True)
+            self.val_preprocess = open_clip.image_transform(224, is_train=False)
             self.cache_dir = None
             self.register_buffer("passing", torch.zeros(3), persistent=False)
             if hasattr(model, "transformer"):
@@ -214,6 +212,19 @@ def test_the_process_that_reads_tells_why_it_refuses(
         "nor a state dict that torch.load reads with weights_only=True" in capsys.readouterr().err
     )
     assert not sign.exists()
+
+
+def test_a_refusal_is_plain_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickled, "_limit", lambda *_args, **_names: None)  # this is no process
+    content = b"\x80\x02cos\n\x1b[31msystem\xc3\xa9" + b"x" * 600 + b"\n)R."
+    with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
+        archive.writestr("bad/data.pkl", content)
+    assert pickled.main([str(tmp_path / "bad.pt"), str(tmp_path / "out")]) == pickled.REFUSED
+    said = capsys.readouterr().err
+    assert said.startswith("it asks to call os.?[31msystem\\xe9xxx")
+    assert len(said) < 510
 
 
 def _named(attack: _Call) -> str:

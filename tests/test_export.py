@@ -26,8 +26,9 @@ from apgd.export import Library, Origin, export, origin_of
 from apgd.files import sha256_path
 from apgd.models.clip import mini_clip, mini_geometry
 from apgd.models.clip_geometry import GEOMETRIES, Activation, Geometry
-from apgd.models.clip_hub import transformers_clip, vision_encoder
+from apgd.models.clip_hub import transformers_clip, vision_config, vision_encoder
 from apgd.models.clip_layouts import to_canonical, whole_to_canonical
+from tests.conftest import save_shards
 from tests.models.conftest import TINY, State
 
 MERGE = {"method": "task_arithmetic", "params": {"coefficient": 0.3}, "experts": ["cars", "mnist"]}
@@ -260,6 +261,10 @@ def test_weights_of_the_exact_gelu_are_refused(merged: Path, base: Path, tmp_pat
             geometry=TINY,
         )  # fmt: skip
     gelu = replace(TINY, activation=Activation.GELU)
+    folder = save_shards(tmp_path / "shards", state)
+    vision_config(gelu).save_pretrained(folder)
+    with pytest.raises(InputError, match="must use quick_gelu"):
+        export(folder, tmp_path / "o", Library.TRANSFORMERS, origin, geometry=TINY)
     transformers_clip(gelu).save_pretrained(tmp_path / "gelu")
     with pytest.raises(InputError, match=r"the base .*must use quick_gelu"):
         export(

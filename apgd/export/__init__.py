@@ -15,7 +15,7 @@ from apgd.export.content import Content, Library
 from apgd.export.text_to_text import is_text_to_text, write_text_to_text
 from apgd.files import write_text
 from apgd.models.clip_geometry import Geometry
-from apgd.models.clip_hub import weights_file
+from apgd.models.clip_hub import recorded_activation, weights_file
 
 __all__ = ["Library", "Origin", "export", "origin_of"]
 
@@ -57,7 +57,9 @@ def export(
         if is_text_to_text(weights.names()):
             content = write_text_to_text(weights, folder, library, base)
         else:
-            content = write_clip(weights, folder, library, base, geometry)
+            content = write_clip(
+                weights, recorded_activation(merged), folder, library, base, geometry
+            )
         write_text(folder / README, card(content, origin))
         folder.chmod(0o755)
         folder.rename(out)

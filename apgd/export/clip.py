@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from apgd.checkpoints import SINGLE, Weights, items, read_metadata, save_weights
+from apgd.checkpoints import SINGLE, Weights, items, save_weights
 from apgd.errors import InputError
 from apgd.export.content import TOKENIZER_FILES, Content, Library, copy_companions
 from apgd.files import write_json
@@ -38,14 +38,27 @@ _OPENAI_TAGS = ("clip",)
 
 
 def write_clip(
-    weights: Weights, out: Path, library: Library, base: Path | None, geometry: Geometry | None
+    weights: Weights,
+    said: str | None,
+    out: Path,
+    library: Library,
+    base: Path | None,
+    geometry: Geometry | None,
 ) -> Content:
-    """Write the folder's files, all but the card; see `apgd.export.export`."""
+    """Write the folder's files, all but the card; see `apgd.export.export`.
+
+    Args:
+        weights: the merged model.
+        said: the activation that is recorded with it.
+        out: an empty folder.
+        library: who is going to load it.
+        base: where the text tower comes from.
+        geometry: which CLIP it is.
+    """
     stored = dict(items(weights))
     layout = layout_of(stored)
     known = geometry or _geometry(layout)
-    for path in weights.paths():
-        check_activation(read_metadata(path).get("activation"), known, weights.label)
+    check_activation(said, known, weights.label)
     state = _completed(whole_to_canonical(stored), known, base, library, weights.label)
     whole = any(name.startswith(TEXT) for name in state)
     family = Family.TRANSFORMERS if library is Library.TRANSFORMERS else Family.OPEN_CLIP
