@@ -1,4 +1,4 @@
-"""The command `apgd`: merge files of weights, list methods and suites."""
+"""The command `apgd`: merge files of weights, prepare data, list methods and suites."""
 
 import argparse
 import re
@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from apgd.checkpoints import save_weights
 from apgd.convert_command import add_convert
+from apgd.data_command import add_data_command
 from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, expected_seconds, needs
 from apgd.execution import Executor, Here
@@ -81,7 +82,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=run, check_unknown=_refuse_unknown)
-    for add in (add_suites_command, add_convert, add_export):
+    for add in (add_suites_command, add_data_command, add_convert, add_export):
         for command in add(commands):
             command.add_argument(
                 "--debug", action="store_true", help="show the traceback of an error"

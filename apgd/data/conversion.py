@@ -14,14 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from apgd.data.hub import HubDataset
+from apgd.data.hub import IMAGE, LABEL, HubDataset
 from apgd.data.origins import SourceSplit
 from apgd.errors import InputError
-
-IMAGE = "image"
-"""Column of the prepared file with an image's bytes as they came, never encoded anew."""
-LABEL = "label"
-"""Column of the prepared file with the labels."""
 
 _GROUP_ROWS = 64  # of images; a row read at random costs reading its group
 _GROUP_BYTES = 1 << 20

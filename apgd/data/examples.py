@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from apgd.data.conversion import LABEL
 from apgd.data.holdout import split_rows
-from apgd.data.hub import HubDataset
+from apgd.data.hub import LABEL, HubDataset
 from apgd.data.pixel_cache import cached, is_cached
 from apgd.data.pixels import EncodedImages, Recipe
 from apgd.data.prepared import PreparedSplit, is_prepared, open_prepared

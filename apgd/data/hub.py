@@ -9,6 +9,11 @@ from typing import Any
 from apgd.data.tasks import Split
 from apgd.errors import InputError
 
+IMAGE = "image"
+"""Column of a prepared file with an image's bytes as they came, never encoded anew."""
+LABEL = "label"
+"""Column of a prepared file with the labels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset:

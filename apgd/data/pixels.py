@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from apgd.data.conversion import IMAGE
+from apgd.data.hub import IMAGE
 from apgd.data.prepared import PreparedSplit
 from apgd.errors import InputError
 
@@ -25,7 +25,8 @@ class Recipe(StrEnum):
     """Whose preprocessing is followed; they agree on all but odd margins and rare formats."""
 
     TRANSFORMERS = "transformers"
-    """RGB first; of an odd margin, the smaller half is cut off at the top or left."""
+    """RGB first, transparency being white; of an odd margin, the smaller half is cut off at the top
+    or left."""
     OPEN_CLIP = "open_clip"
     """RGB last, which matters for palettes and transparency; half an odd margin is rounded to
     even, as torchvision does."""
@@ -49,7 +50,7 @@ def decoded(content: bytes, size: int, recipe: Recipe = Recipe.TRANSFORMERS) -> 
         with Image.open(io.BytesIO(content)) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
             if recipe is Recipe.TRANSFORMERS:
-                image = image.convert("RGB")
+                image = _on_white(image)
             image = _resized(image, size)
             left, top = (_margin(side - size, recipe) for side in image.size)
             image = image.crop((left, top, left + size, top + size))
@@ -57,6 +58,13 @@ def decoded(content: bytes, size: int, recipe: Recipe = Recipe.TRANSFORMERS) -> 
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace("\n", " ")[:120]
         raise InputError(f"an image must be decodable, but: {reason}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _resized(image: Image.Image, size: int) -> Image.Image:

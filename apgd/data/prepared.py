@@ -6,20 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apgd.data.cache import cache_root
-from apgd.data.conversion import LABEL, convert
-from apgd.data.hub import HubDataset
-from apgd.data.origins import HubOrigin, LocalOrigin, Origin
+from apgd.data.hub import LABEL, HubDataset
 from apgd.errors import InputError
 from apgd.files import atomic_path, content_key, is_leftover, sha256_file, write_json
 from apgd.locks import locked
 from apgd.source import library_versions
+
+if TYPE_CHECKING:
+    from apgd.data.origins import Origin
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -27,6 +28,8 @@ _LIBRARIES = ("datasets", "huggingface_hub", "pyarrow", "pillow")
 
 Report = Callable[[str, int, int], None]
 """Called with a split, the rows of it that are done, and how many it has."""
+OpenHub = Callable[[HubDataset, Path], "Origin"]
+"""Opens a data set on the hub, with a folder for intermediate copies."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def prepare(
     *,
     thorough: bool = False,
     report: Report | None = None,
-    open_hub: Callable[[HubDataset, Path], Origin] = HubOrigin,
+    open_hub: OpenHub | None = None,
 ) -> Prepared:
     """Fetch, check and convert what is not there yet of a data set.
 
@@ -106,7 +109,7 @@ def prepare(
         source: a local copy (folder or file) that is taken instead of the hub's.
         thorough: compare hashes of what is there, and fetch damaged splits again.
         report: called as rows are converted.
-        open_hub: opens the data set on the hub, with a folder for intermediate copies.
+        open_hub: stands in for the hub.
 
     Raises:
         InputError: where the data cannot be had or are not what `dataset` says, or the cache folder
@@ -185,13 +188,21 @@ def _fetch(
     done: dict[str, Any],
     source: Path | None,
     report: Report | None,
-    open_hub: Callable[[HubDataset, Path], Origin],
+    open_hub: OpenHub | None,
 ) -> None:
+    # Reading what is prepared needs none of these, and importing them takes half a second.
+    from apgd.data.conversion import convert
+    from apgd.data.origins import HubOrigin, LocalOrigin
+
     for path in folder.iterdir():
         if is_leftover(path):
             path.unlink(missing_ok=True)
     scratch = folder / "scratch"
-    origin = LocalOrigin(dataset, source) if source is not None else open_hub(dataset, scratch)
+    origin: Origin
+    if source is not None:
+        origin = LocalOrigin(dataset, source)
+    else:
+        origin = (open_hub or HubOrigin)(dataset, scratch)
     for name in missing:
         path = folder / f"{name}.parquet"
         with atomic_path(path) as temporary:
