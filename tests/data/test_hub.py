@@ -132,8 +132,8 @@ def wrapped(cause: Exception) -> Exception:
 )  # fmt: skip
 def test_transient_errors_are_tried_again(error: Exception) -> None:
     waits: list[float] = []
-    assert with_retries(failing([error] * 4), waits.append) == "done"
-    assert waits == [1, 2, 4, 8]
+    assert with_retries(failing([error] * 3), waits.append) == "done"
+    assert waits == [1, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,12 @@ def test_the_servers_wish_is_respected_within_limits() -> None:
     assert waits == [7, 2, 120, 8]
 
 
-def test_retries_end() -> None:
+@pytest.mark.parametrize(("error", "waited"), [(HttpError(429), 7), (ConnectionError(), 3)])
+def test_retries_end(error: Exception, waited: int) -> None:
     waits: list[float] = []
-    with pytest.raises(HttpError):
-        with_retries(failing([HttpError(429) for _ in range(99)]), waits.append)
-    assert len(waits) == 7
+    with pytest.raises(type(error)):
+        with_retries(failing([error] * 99), waits.append)
+    assert len(waits) == waited
 
 
 class Hub:
@@ -196,6 +197,25 @@ def test_all_splits_come_from_one_commit_and_no_code_is_asked_for(tmp_path: Path
         "split": "train", "revision": "commit of v2", "cache_dir": str(tmp_path),
     }  # fmt: skip
     assert origin.describe()["commit"] == "commit of v2"
+
+
+def test_without_an_answer_the_caches_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    (tmp_path / "someone___land").mkdir()
+
+    def unreachable(_id: str, _revision: str | None) -> str:
+        raise ConnectionError("no route")
+
+    hub = Hub()
+    waits: list[float] = []
+    origin = HubOrigin(
+        image_dataset(), tmp_path, load=hub.load, resolve=unreachable, sleep=waits.append
+    )
+    assert waits == [1, 2, 4]
+    assert origin.split("test").rows == 12
+    assert hub.asked[0][1] == {"split": "test", "revision": None}
 
 
 def test_an_unknown_data_set_is_named_with_a_remedy(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub.constants import is_offline_mode
 
 from apgd.data.hub import HubDataset
 from apgd.data.origins._rows import SourceSplit, from_dataset
-from apgd.data.retry import is_transient, with_retries
+from apgd.data.retry import is_unanswered, with_retries
 from apgd.errors import InputError
 
 Load = Callable[..., Any]
@@ -72,7 +72,7 @@ class HubOrigin:
                     lambda: resolve(self._hub_id, dataset.revision), self._sleep
                 )
             except Exception as error:
-                if not _is_unreachable(error):
+                if not is_unanswered(error):
                     raise self._refused(error) from error
                 self._offline = True
         if self._offline:
@@ -126,16 +126,25 @@ class HubOrigin:
                 found.append(f"its copy in the hub's cache cannot be used ({_first_line(error)})")
         else:
             found.append("it is not in the hub's cache")
-        try:
-            return self._load(
-                self._hub_id, self._dataset.config, split=name, revision=self._dataset.revision
-            )
-        except Exception as error:
-            found.append(f"it is not in the cache of datasets ({_first_line(error)})")
+        if self._in_cache_of_datasets():
+            try:
+                return self._load(
+                    self._hub_id, self._dataset.config, split=name, revision=self._dataset.revision
+                )
+            except Exception as error:
+                found.append(f"its copy in the cache of datasets is of no use "
+                             f"({_first_line(error)})")  # fmt: skip
+        else:
+            found.append("it is not in the cache of datasets")
         raise InputError(
             f"split {name!r} of data set {self._dataset.name} must be prepared or cached where "
             f"the hub cannot be reached, but {' and '.join(found)}; {self._remedy()}"
         )
+
+    def _in_cache_of_datasets(self) -> bool:
+        """A cheap look, since the library itself would first try the hub for half a minute."""
+        namespace = self._hub_id.split("/")[0]
+        return any(Path(datasets.config.HF_DATASETS_CACHE).glob(f"{namespace}___*"))
 
     def _cached_snapshot(self) -> Path | None:
         try:
@@ -165,13 +174,6 @@ class HubOrigin:
             f"`apgd data prepare SUITE --task {self._dataset.name} --from DIR`, with the copy in "
             f"DIR{os.sep}{self._dataset.name}"
         )
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    """Whether nobody answered, as opposed to an answer that says no."""
-    return isinstance(error, ConnectionError) or (
-        is_transient(error) and getattr(error, "response", None) is None
-    )
 
 
 def _check_shards(folder: Path) -> None:
