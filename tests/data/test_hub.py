@@ -18,7 +18,8 @@ from apgd.data.origins import HubOrigin
 from apgd.data.retry import with_retries
 from apgd.errors import InputError
 from apgd.suites.facts import glue_datasets, vision_datasets
-from tests.data.real_columns import glue_copy, image_dataset, opened
+from tests.data.real_columns import FORMS, glue_copy, image_dataset, opened
+from tests.data.small_hub import COMMIT, small_hub
 
 
 def test_facts_of_the_twenty_vision_tasks() -> None:
@@ -227,20 +228,18 @@ def test_an_unknown_data_set_is_named_with_a_remedy(tmp_path: Path) -> None:
         assert part in message
 
 
-def hub_cache(home: Path, *missing: str) -> str:
-    """A repository in the layout of the hub's cache; returns its commit."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
+def hub_cache(home: Path, *missing: str) -> None:
+    """A repository in the layout of the hub's cache, without some files."""
     repository = home / "hub" / "datasets--someone--land"
-    data = repository / "snapshots" / commit / "data"
+    data = repository / "snapshots" / COMMIT / "data"
     data.mkdir(parents=True)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs" / "main").write_text(COMMIT)
     for split in ("train", "test", "contrast"):
         for i in range(2):
             name = f"{split}-{i:05d}-of-00002.parquet"
             if name not in missing:
                 opened(split).shard(2, i, contiguous=True).to_parquet(data / name)
-    return commit
 
 
 OFFLINE = """
@@ -259,27 +258,35 @@ OFFLINE = """
 """
 
 
-def offline(tmp_path: Path, program: str = OFFLINE) -> Any:
-    environment = os.environ | {
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "APGD_CACHE": str(tmp_path / "apgd"),
-    }
+def offline(tmp_path: Path, program: str = OFFLINE, **environment: str) -> Any:
     answer = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        env=environment, check=True, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {
+            "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "APGD_CACHE": str(tmp_path / "apgd"),
+        } | environment,
+        check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def test_offline_from_the_hubs_cache_and_then_without_it(tmp_path: Path) -> None:
-    commit = hub_cache(tmp_path / "hf")
-    origin, shape = offline(tmp_path)
-    assert origin == {"kind": "hub", "hub_id": "someone/land", "config": None, "commit": commit}
+def test_from_a_hub_then_from_its_cache_then_from_what_was_prepared(tmp_path: Path) -> None:
+    FORMS["parquet"](tmp_path / "repository")
+    (tmp_path / "repository" / "README.md").write_text("---\nlicense: mit\n---\n")
+    with small_hub("someone/land", tmp_path / "repository", busy=1) as (address, requests):
+        first = offline(tmp_path, HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+        assert sum("GET" in request and "parquet" in request for request in requests) == 6
+        told = len(requests)
+        # Another node that shares the hub's cache, and then this one after its cache was cleaned.
+        second = offline(tmp_path, HF_ENDPOINT=address, APGD_CACHE=str(tmp_path / "other"))
+        (tmp_path / "hf").rename(tmp_path / "gone")
+        third = offline(tmp_path, HF_ENDPOINT=address)
+        assert len(requests) == told
+    assert first == second == third
+    origin, shape = first
+    assert origin == {"kind": "hub", "hub_id": "someone/land", "config": None, "commit": COMMIT}
     assert shape == [12, 8, 8, 3]
-    (tmp_path / "hf").rename(tmp_path / "gone")
-    assert offline(tmp_path) == [origin, shape]
-    assert not list((tmp_path / "apgd").rglob("scratch"))
+    assert not list(tmp_path.rglob("scratch"))
 
 
 def test_offline_and_missing_says_what_and_how(tmp_path: Path) -> None:
@@ -326,11 +333,10 @@ def test_offline_from_the_cache_of_datasets(tmp_path: Path) -> None:
 
 
 def test_offline_configuration_of_a_text_data_set(tmp_path: Path) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hf" / "hub" / "datasets--nyu-mll--glue"
     for task in ("cola", "stsb"):
-        glue_copy(repository / "snapshots" / commit, task, ("train", "validation"))
-    (repository / "snapshots" / commit / "README.md").write_text(
+        glue_copy(repository / "snapshots" / COMMIT, task, ("train", "validation"))
+    (repository / "snapshots" / COMMIT / "README.md").write_text(
         "---\nconfigs:\n"
         + "".join(
             f"- config_name: {task}\n  data_files:\n"
@@ -341,7 +347,7 @@ def test_offline_configuration_of_a_text_data_set(tmp_path: Path) -> None:
         + "---\n"
     )
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs" / "main").write_text(COMMIT)
     program = """
         import dataclasses, json
         from apgd.data import Split

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import huggingface_hub.constants
 from huggingface_hub.constants import is_offline_mode
 
 from apgd.data.hub import HubDataset
@@ -63,7 +64,7 @@ class HubOrigin:
         self._scratch = scratch
         self._load = load
         self._sleep = sleep
-        self._snapshot: Path | None = None
+        self._snapshots: list[Path] = []
         self._offline = is_offline_mode()
         self._commit: str | None = None
         if not self._offline:
@@ -76,8 +77,7 @@ class HubOrigin:
                     raise self._refused(error) from error
                 self._offline = True
         if self._offline:
-            self._snapshot = self._cached_snapshot()
-            self._commit = self._snapshot.name if self._snapshot is not None else None
+            self._snapshots = self._cached_snapshots()
 
     def describe(self) -> Mapping[str, str | None]:
         """Hub id, configuration and commit."""
@@ -112,20 +112,19 @@ class HubOrigin:
         return from_dataset(opened)
 
     def _cached(self, name: str) -> datasets.Dataset:
-        found: list[str] = []
-        if self._snapshot is not None:
+        found = [] if self._snapshots else ["it is not in the hub's cache"]
+        for snapshot in self._snapshots:
             try:
-                _check_shards(self._snapshot)
-                return self._load(
-                    str(self._snapshot),
-                    self._dataset.config,
-                    split=name,
-                    cache_dir=str(self._scratch),
+                _check_shards(snapshot)
+                opened: datasets.Dataset = self._load(
+                    str(snapshot), self._dataset.config, split=name, cache_dir=str(self._scratch)
                 )
             except Exception as error:
                 found.append(f"its copy in the hub's cache cannot be used ({_first_line(error)})")
-        else:
-            found.append("it is not in the hub's cache")
+            else:
+                self._snapshots = [snapshot]  # the other splits come from the same commit
+                self._commit = snapshot.name
+                return opened
         if self._in_cache_of_datasets():
             try:
                 return self._load(
@@ -146,17 +145,19 @@ class HubOrigin:
         namespace = self._hub_id.split("/")[0]
         return any(Path(datasets.config.HF_DATASETS_CACHE).glob(f"{namespace}___*"))
 
-    def _cached_snapshot(self) -> Path | None:
-        try:
-            found = huggingface_hub.snapshot_download(
-                self._hub_id,
-                repo_type="dataset",
-                revision=self._dataset.revision,
-                local_files_only=True,
-            )
-        except (OSError, ValueError):
-            return None
-        return Path(found)
+    def _cached_snapshots(self) -> list[Path]:
+        """Folders of commits in the hub's cache: the one that is meant first, then newer ones."""
+        repository = f"datasets--{self._hub_id.replace('/', '--')}"
+        folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / repository
+        revision = self._dataset.revision or "main"
+        meant = folder / "refs" / revision
+        names = [meant.read_text().strip()] if meant.is_file() else [revision]
+        if self._dataset.revision is None and (folder / "snapshots").is_dir():
+            # What was downloaded by commit, as this class does, is not known as "main".
+            by_age = sorted((folder / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime)
+            names += [path.name for path in reversed(by_age)]
+        paths = [folder / "snapshots" / name for name in dict.fromkeys(names)]
+        return [path for path in paths if path.is_dir()]
 
     def _refused(self, error: Exception) -> InputError:
         what = f"data set {self._dataset.name} ({self._hub_id}"
