@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from apgd.data import Split
 from apgd.data.holdout import split_rows
 from apgd.data.hub import hub_dataset
 from apgd.data.origins import HubOrigin
+from apgd.data.prepared import prepare
 from apgd.data.retry import with_retries
 from apgd.errors import InputError
 from apgd.suites.facts import glue_datasets, vision_datasets
@@ -289,18 +291,42 @@ def test_from_a_hub_then_from_its_cache_then_from_what_was_prepared(tmp_path: Pa
     assert not list(tmp_path.rglob("scratch"))
 
 
-def test_offline_and_missing_says_what_and_how(tmp_path: Path) -> None:
-    message = offline(tmp_path)
+@pytest.fixture
+def no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of both caches."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    monkeypatch.setenv("APGD_CACHE", str(tmp_path / "apgd"))
+    return tmp_path / "hf"
+
+
+def test_offline_and_missing_says_what_and_how(no_connection: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(image_dataset())
+    message = str(caught.value)
     for part in ("'train'", "data set land", "not in the hub's cache", "hf download someone/land",
                  "--from DIR"):  # fmt: skip
         assert part in message
 
 
-def test_offline_with_a_download_that_was_cut_short(tmp_path: Path) -> None:
+def test_offline_with_a_download_that_was_cut_short(no_connection: Path) -> None:
     # The files that are there would make a smaller data set without a word.
-    hub_cache(tmp_path / "hf", "test-00001-of-00002.parquet")
-    message = offline(tmp_path)
-    assert "test-00001-of-00002.parquet is missing" in message
+    hub_cache(no_connection, "test-00001-of-00002.parquet")
+    with pytest.raises(InputError, match="test-00001-of-00002.parquet is missing"):
+        prepare(image_dataset())
+
+
+def test_offline_the_commit_that_is_meant_comes_first(no_connection: Path) -> None:
+    hub_cache(no_connection)
+    snapshots = no_connection / "hub" / "datasets--someone--land" / "snapshots"
+    newer = shutil.copytree(snapshots / COMMIT, snapshots / "newer")
+    entry = prepare(image_dataset()).manifest["splits"]["train"]
+    assert entry["origin"]["commit"] == COMMIT
+    # Where only a part of that commit is there, all splits come from one that is whole.
+    (snapshots / COMMIT / "data" / "test-00000-of-00002.parquet").unlink()
+    again = prepare(image_dataset(name="again")).manifest["splits"]
+    assert {entry["origin"]["commit"] for entry in again.values()} == {newer.name}
 
 
 def test_offline_from_the_cache_of_datasets(tmp_path: Path) -> None:
