@@ -90,17 +90,15 @@ def _verify(options: argparse.Namespace) -> None:
     chosen = _chosen(options.task, datasets)
     states = {task: verify(dataset) for task, dataset in chosen.items()}
     _show(states)
-    problems = [
-        f"{task}, split {state.name}: {state.problem}"
-        for task, found in states.items()
-        for state in found
-        if state.problem is not None
-    ]
-    if problems:
+    every = [(task, state) for task, found in states.items() for state in found]
+    wrong = [(task, state) for task, state in every if state.problem is not None]
+    if wrong:
+        damaged = [f"- {t}, split {s.name}: {s.problem}\n" for t, s in wrong if s.split is not None]
+        absent = len(wrong) - len(damaged)
         raise InputError(
-            f"{len(problems)} splits of suite {suite.name} are not in order:\n"
-            + "\n".join(f"- {problem}" for problem in problems)
-            + f"\n`apgd data prepare {suite.name}` fetches what is missing or damaged"
+            f"of {len(every)} splits of suite {suite.name}, {absent} are not prepared and "
+            f"{len(damaged)} are not in order\n{''.join(damaged)}"
+            f"`apgd data prepare {suite.name}` fetches what is missing or damaged"
         )
 
 

@@ -67,8 +67,9 @@ def test_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row[0] for row in lines(capsys.readouterr().out)} == {"task", "sea"}
     assert main(["data", "verify", "real"]) == 2
     captured = capsys.readouterr()
-    assert "3 splits of suite real are not in order" in captured.err
-    assert "land, split train: not prepared" in captured.err
+    assert "of 6 splits of suite real, 3 are not prepared and 0 are not in order" in captured.err
+    states = [(row[0], row[-1]) for row in lines(captured.out)[1:]]
+    assert states == [("land", "prepared")] * 3 + [("sea", "ok")] * 3
 
 
 def test_damage_is_reported_and_repaired(

@@ -103,6 +103,7 @@ def is_ready(
     dataset: HubDataset, split: Split, *, size: int, recipe: Recipe = Recipe.TRANSFORMERS
 ) -> bool:
     """Whether reading an image split is quick: it is prepared, and decoded where it is kept so."""
+    dataset = dataset.without_corruptions()
     if not is_prepared(dataset):
         return False
     if split is Split.TRAIN:
@@ -112,7 +113,6 @@ def is_ready(
 
 
 def _source(dataset: HubDataset, split: Split, corruption: str | None) -> PreparedSplit:
-    prepared = open_prepared(dataset)
     if corruption is not None:
         if split is not Split.TEST or corruption not in dataset.corruptions:
             known = ", ".join(dataset.corruptions) or "none"
@@ -120,11 +120,11 @@ def _source(dataset: HubDataset, split: Split, corruption: str | None) -> Prepar
                 f"data set {dataset.name} has test images under the corruptions {known}, "
                 f"but {corruption!r} was asked for with split {split}"
             )
-        return prepared.splits[corruption]
+        return open_prepared(dataset).splits[corruption]
     ours = Split.TEST if split is Split.TEST else Split.TRAIN
     if ours not in dataset.splits:
         raise InputError(f"data set {dataset.name} has no train split, so it has no {split} split")
-    return prepared.splits[dataset.splits[ours]]
+    return open_prepared(dataset.without_corruptions()).splits[dataset.splits[ours]]
 
 
 def _identity(source: PreparedSplit, rows: np.ndarray, made: list[object]) -> str:

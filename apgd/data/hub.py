@@ -1,7 +1,7 @@
 """What a data set of the hub, or a user's own, must look like before a task is made of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -82,6 +82,10 @@ class HubDataset:
     def classes(self) -> int | None:
         """How many classes there are; None where labels are no classes."""
         return None if self.class_names is None else len(self.class_names)
+
+    def without_corruptions(self) -> "HubDataset":
+        """The same data set, of which only train and test are needed."""
+        return replace(self, corruptions=())
 
 
 def hub_dataset(name: str, entry: Mapping[str, Any]) -> HubDataset:

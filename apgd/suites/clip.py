@@ -66,7 +66,10 @@ class ClipSuite(Suite):
         self.name = name
         self.title = f"CLIP {geometry.name}, {what}"
         self.geometry = geometry
-        self._datasets = {task: datasets[task] for task in (*tasks, *unseen)}
+        self._datasets = {
+            task: datasets[task] if task in corrupted else datasets[task].without_corruptions()
+            for task in (*tasks, *unseen)
+        }
         self.tasks = tuple(_task(datasets[task]) for task in tasks)
         self.unseen = tuple(_task(datasets[task]) for task in unseen)
         self.corrupted = corrupted
@@ -132,7 +135,7 @@ class ClipSuite(Suite):
 
     def _images(self, task: str, split: Split, corruption: str | None) -> ImageExamples:
         dataset = self._dataset(task)
-        prepare(dataset)
+        prepare(dataset if corruption is not None else dataset.without_corruptions())
         size = self.geometry.vision.image_size
         found = image_examples(dataset, split, size=size, corruption=corruption)
         return ImageExamples(found.images, found.labels, found.sha256)

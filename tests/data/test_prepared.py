@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import struct
 import time
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from apgd.data import Split
-from apgd.data.examples import image_examples, text_examples
+from apgd.data.examples import image_examples, is_ready, text_examples
 from apgd.data.holdout import split_rows
 from apgd.data.hub import HubDataset
 from apgd.data.origins import SourceSplit, class_names_in
@@ -133,6 +134,18 @@ def test_corruptions_keep_the_order_of_the_test_split(tmp_path: Path) -> None:
     for corruption, split in (("fog", Split.TEST), ("contrast", Split.VALIDATION)):
         with pytest.raises(InputError, match="under the corruptions contrast"):
             image_examples(image_dataset(), split, size=16, corruption=corruption)
+
+
+def test_corruptions_are_needed_only_where_they_are_read(tmp_path: Path) -> None:
+    FORMS["image folder"](tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "contrast")
+    with pytest.raises(InputError, match="must hold split 'contrast'"):
+        prepare(image_dataset(), tmp_path / "copy")
+    prepare(image_dataset().without_corruptions(), tmp_path / "copy")
+    assert len(image_examples(image_dataset(), Split.TEST, size=16).labels) == 12
+    assert is_ready(image_dataset(), Split.TEST, size=16)
+    with pytest.raises(InputError, match="lacks contrast"):
+        image_examples(image_dataset(), Split.TEST, size=16, corruption="contrast")
 
 
 def test_prepared_once(tmp_path: Path) -> None:
