@@ -14,6 +14,9 @@ from huggingface_hub.errors import (
 from apgd.data.retry import with_retries
 from apgd.errors import InputError
 
+SAFETENSORS = "model.safetensors"
+PYTORCH = "pytorch_model.bin"
+
 
 def hub_file(repo: str, filename: str, revision: str | None = None) -> Path:
     """A file of a model's repository on the hub.
@@ -60,6 +63,26 @@ def hub_file(repo: str, filename: str, revision: str | None = None) -> Path:
     if found is None:
         raise InputError(_missing(repo, filename, revision, "the hub cannot be reached"))
     return found
+
+
+def hub_weights(repo: str, revision: str | None = None) -> Path:
+    """A model's weights in one file: as safetensors, or where a repository has none as pickle.
+
+    Nothing is run of either here; who reads a pickle has to see to that (apgd.pickled does).
+
+    Raises:
+        InputError: as for `hub_file`.
+    """
+    for name in (SAFETENSORS, PYTORCH):
+        cached = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    try:
+        return hub_file(repo, SAFETENSORS, revision)
+    except InputError as error:
+        if not isinstance(error.__cause__, EntryNotFoundError):
+            raise
+    return hub_file(repo, PYTORCH, revision)
 
 
 def _download(repo: str, filename: str, revision: str | None) -> Path | None:

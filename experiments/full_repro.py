@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from apgd.suites import suites
 from tune.cluster import ray_session
 from tune.command import run_command
 from tune.experiment import Experiment, check, exclusive, worker_bytes
@@ -34,7 +33,7 @@ from tune.workers import WorkerPool
 def run(experiment: Experiment, console: Console) -> None:
     """Do the whole job, reusing whatever an earlier run of the same experiment left."""
     check(experiment)
-    suite = suites[experiment.suite]
+    suite = experiment.full_suite
     store = RecordStore(experiment.folder)
     manifest = Manifest(experiment, suite)
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 
 from apgd import InputError, hub
 from apgd.data import retry
-from apgd.hub import hub_file
+from apgd.hub import hub_file, hub_weights
 from tests.hub_cache import COMMIT, HubCache, offline_cache
 
 
@@ -82,3 +82,26 @@ def test_busy_servers_are_asked_again(cache: HubCache, monkeypatch: pytest.Monke
     )
     assert hub_file("some/model", "file") == Path("/somewhere/file")
     assert len(asked) == 3
+
+
+def test_weights_are_safetensors_where_there_are_some_and_a_pickle_otherwise(
+    cache: HubCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache.snapshot("some/old") / "pytorch_model.bin").write_text("old")
+    assert hub_weights("some/old").name == "pytorch_model.bin"
+    (cache.snapshot("some/old") / "model.safetensors").write_text("new")
+    assert hub_weights("some/old").name == "model.safetensors"
+
+    def only_a_pickle(_repo: str, filename: str, *, revision: str | None) -> str:
+        if filename == "model.safetensors":
+            raise answered(RemoteEntryNotFoundError, 404)
+        return f"/somewhere/{revision}/{filename}"
+
+    monkeypatch.setattr(hub, "hf_hub_download", only_a_pickle)
+    assert hub_weights("some/model", "v1") == Path("/somewhere/v1/pytorch_model.bin")
+
+
+def test_weights_that_cannot_be_reached_are_not_looked_for_as_a_pickle(cache: HubCache) -> None:
+    cache.snapshot("some/model")
+    with pytest.raises(InputError, match="hf download some/model model.safetensors"):
+        hub_weights("some/model")

@@ -107,7 +107,11 @@ def test_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in listed
     assert main(["suites"]) == 0
     listed = capsys.readouterr().out
-    for word in ("mini_vision", "handwriting", "mnist", "letters"):
+    for word in ("mini_vision", "clip_vit_b32_8", "clip_vit_l14_20", "87.8 M"):
+        assert word in listed
+    assert main(["suites", "mini_vision"]) == 0
+    listed = capsys.readouterr().out
+    for word in ("handwriting", "letters", "made here", "--suite mini_vision"):
         assert word in listed
 
 

@@ -17,7 +17,7 @@ from apgd.errors import InputError
 from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, write_json
 from apgd.methods import methods
-from apgd.suites import FinetuneSettings, Suite, suites
+from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
 from tune.report import TOLERANCE
 
@@ -49,6 +49,9 @@ class Experiment:
     """Folder of fine-tuned experts, for all runs; several machines need both folders shared."""
     tracking_uri: str | None = None
     """MLflow server (http://...) or database (sqlite:///...); by default one in the run folder."""
+    task: tuple[str, ...] = ()
+    """Own tasks that join those of the suite, each NAME=PATH: a folder of images with a folder per
+    class, a Parquet file, or a JSON file that describes one of them."""
     experts: str = OWN
     """`own` fine-tunes experts; `published` takes those of the model hub; a folder holds one file
     <task>.safetensors, or a folder <task>, for every task."""
@@ -80,7 +83,7 @@ class Experiment:
             _ = methods[name]
         if len(set(self.methods)) != len(self.methods):
             raise InputError(f"methods must not repeat, but got {', '.join(self.methods)}")
-        suite = suites[self.suite]
+        suite = self.full_suite
         if self.experts != OWN:
             ForeignExperts(suite, self.experts)
             if self.seeds != 1:
@@ -94,6 +97,11 @@ class Experiment:
                 f"tracking-uri must start with one of {', '.join(_TRACKING_SCHEMES)}, "
                 f"but got {self.tracking_uri!r}"
             )
+
+    @property
+    def full_suite(self) -> Suite:
+        """The suite, with own tasks where there are any."""
+        return suites[with_tasks(self.suite, self.task)]
 
     @property
     def effective_trials(self) -> int:
@@ -125,7 +133,7 @@ class Experiment:
         """
         return {
             "name": self.name,
-            "suite": self.suite,
+            "suite": self.full_suite.name,
             "trials": self.effective_trials,
             "smoke": self.smoke,
             "experts": self.experts,
@@ -159,7 +167,7 @@ def check(experiment: Experiment) -> None:
         InputError: where a folder cannot be written, belongs to another experiment, or has no room,
             or the base model does not load.
     """
-    suite = suites[experiment.suite]
+    suite = experiment.full_suite
     folder = experiment.folder
     if experiment.sync and not (folder / _EXPERIMENT_FILE).exists():
         raise InputError(f"--sync needs a run that was started before, but {folder} holds none")

@@ -10,7 +10,7 @@ from apgd.checkpoints import save_weights
 from apgd.data.cache import cache_root
 from apgd.data.tasks import Task
 from apgd.files import content_key, sha256_file
-from apgd.hub import hub_file
+from apgd.hub import hub_weights
 from apgd.locks import locked
 from apgd.models.clip_geometry import Geometry
 from apgd.models.clip_hub import (
@@ -63,7 +63,7 @@ def _sha256(path: Path, _changed: int) -> str:
 
 def _tower(geometry: Geometry, part: str) -> Path:
     """One tower in the canonical layout, converted from the hub's file where it is not there."""
-    source = hub_file(geometry.hub_id, "model.safetensors")
+    source = hub_weights(geometry.hub_id)
     sha256 = _sha256(source, source.stat().st_mtime_ns)
     key = content_key([sha256, source_hash(*_CODE)])
     path = cache_root() / "models" / f"{geometry.name}-{part}-{key}.safetensors"

@@ -6,9 +6,9 @@ which published figures belong beside ours.
 
 import sys
 
-from apgd.registry import Registry
+from apgd.suites._own import Suites, with_tasks
 from apgd.suites._suite import FinetuneSettings, LoraSettings, Suite
 
-suites: Registry[Suite] = Registry(sys.modules[__name__], Suite, "suite")  # type: ignore[type-abstract]
+suites = Suites(sys.modules[__name__], Suite, "suite")  # type: ignore[type-abstract]
 
-__all__ = ["FinetuneSettings", "LoraSettings", "Suite", "suites"]
+__all__ = ["FinetuneSettings", "LoraSettings", "Suite", "suites", "with_tasks"]

@@ -85,8 +85,8 @@ class Suite(ABC):
     """By task, the repository on the model hub that holds a published expert."""
     family: Family | None = None
     """The published family that experts fine-tuned by this suite's settings belong to."""
-    download_bytes: int = 0
-    """What base and data take to download, roughly; 0 where everything is embedded."""
+    image_size: int | None = None
+    """Pixels per side of the images that the model takes; None for a suite of texts."""
 
     @property
     def stored_as(self) -> str:

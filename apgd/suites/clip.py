@@ -34,9 +34,6 @@ from apgd.suites._suite import FinetuneSettings, Suite
 from apgd.suites.facts import vision_datasets
 
 _MERGED = "vision_model.encoder.layers."
-# Mean and standard deviation of the channels, in [0, 1], that OpenAI's models were trained with.
-_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
-_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 _CORRUPTED = ("stanford-cars", "eurosat", "resisc45", "gtsrb")
 
 
@@ -84,6 +81,7 @@ class ClipSuite(Suite):
             checkpoint_every=200,
         )
         self.published_suite = name
+        self.image_size = geometry.vision.image_size
         self.family = Family.OPENCLIP
         repository = geometry.hub_id.rpartition("/")[2]
         self.published_experts = MappingProxyType(
@@ -106,7 +104,13 @@ class ClipSuite(Suite):
 
     def head(self, model: nn.Module, task: Task) -> ZeroShotHead:  # noqa: ARG002 - the text tower
         """The frozen text head of a task: class vectors (classes, projection)."""
-        return ZeroShotHead(class_vectors(self.geometry, task), preprocess, encode)
+        return ZeroShotHead(class_vectors(self.geometry, task), self._preprocess, encode)
+
+    def _preprocess(self, images: np.ndarray) -> Tensor:
+        """Images as CLIP takes them: uint8 (n, size, size, 3) -> float32 (n, 3, size, size)."""
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.geometry.mean, self.geometry.std))
+        planes = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
+        return planes.to(torch.float32).div_(255.0).sub_(mean).div_(std)
 
     def is_trained(self, name: str) -> bool:  # noqa: ARG002 - all of them
         """The whole image tower learns, its projection included."""
@@ -167,12 +171,6 @@ class ClipSuite(Suite):
         made = folder / "weights.safetensors"
         save_weights(made, state, {"suite": self.name, "activation": self.geometry.activation})
         return made
-
-
-def preprocess(images: np.ndarray) -> Tensor:
-    """Images as CLIP takes them: uint8 (n, size, size, 3) -> float32 (n, 3, size, size)."""
-    planes = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
-    return planes.to(torch.float32).div_(255.0).sub_(_MEAN).div_(_STD)
 
 
 def encode(model: nn.Module, pixels: Tensor) -> Tensor:

@@ -33,7 +33,14 @@ from apgd.data.rendering import (
     render,
 )
 from apgd.errors import InputError
-from apgd.models.clip import CONTEXT_LENGTH, class_vectors, encode, mini_clip, preprocess
+from apgd.models.clip import (
+    CONTEXT_LENGTH,
+    IMAGE_SIZE,
+    class_vectors,
+    encode,
+    mini_clip,
+    preprocess,
+)
 from apgd.models.tokenizer import WordTokenizer
 from apgd.models.zero_shot import ZeroShotHead
 from apgd.suites._suite import FinetuneSettings, Suite
@@ -267,6 +274,7 @@ class MiniVision(Suite):
     corrupted = ("vehicles", "landcover", "aerial", "signs")
     corruptions = CORRUPTIONS
     published_suite = "clip_vit_b32_8"
+    image_size = IMAGE_SIZE
     finetune = FinetuneSettings(steps=200, batch_size=64, learning_rate=5e-4)
 
     def __init__(self) -> None:
