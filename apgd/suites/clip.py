@@ -122,7 +122,10 @@ class ClipSuite(Suite):
 
     def datasets(self) -> Mapping[str, HubDataset]:
         """The data set of every task, by the task's name."""
-        return MappingProxyType(self._datasets)
+        return {
+            name: dataset if name in self.corrupted else dataset.without_corruptions()
+            for name, dataset in self._datasets.items()
+        }
 
     def examples(self, task: str, split: Split) -> ImageExamples:
         """The examples of a task's split; downloaded and decoded where they are not there yet."""
