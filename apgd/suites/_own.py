@@ -138,10 +138,7 @@ def own_task(name: str, path: Path) -> OwnTask:
     Raises:
         InputError: where the name cannot be one, or nothing of the kind is at `path`.
     """
-    if not re.fullmatch(_NAME, name):
-        raise InputError(
-            f"a task's name must be lower-case letters, digits, and any of _ . -, but got {name!r}"
-        )
+    _check_name(name)
     if not path.exists():
         raise InputError(f"task {name} must exist, but {path} does not")
     described = _described(path) if path.suffix == ".json" else {"data": str(path)}
@@ -176,6 +173,13 @@ def own_task(name: str, path: Path) -> OwnTask:
     )
 
 
+def _check_name(name: str) -> None:
+    if not re.fullmatch(_NAME, name):
+        raise InputError(
+            f"a task's name must be lower-case letters, digits, and any of _ . -, but got {name!r}"
+        )
+
+
 def _described(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -201,8 +205,9 @@ def with_tasks(suite: str, tasks: tuple[str, ...]) -> str:
     """
     for task in tasks:
         name, separator, path = task.partition("=")
-        if not (name and separator and path):
+        if not (separator and path):
             raise InputError(f"--task must be NAME=PATH, but got {task!r}")
+        _check_name(name)
         suite += f"+{name}={Path(path).resolve()}"
     return suite
 
