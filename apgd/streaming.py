@@ -289,10 +289,19 @@ def _write_all(
     if isinstance(vectors.executor, Here):  # which works on a shard's layers side by side
         results = ((i, write(vectors, shard)) for i, shard in enumerate(shards))
     else:
-        needs = [max(map(vectors.working_bytes, shard.names)) for shard in shards]
-        results = vectors.executor.map(write, vectors, shards, needs)
+        sizes = [_working_bytes(vectors, shard) for shard in shards]
+        results = vectors.executor.map(write, vectors, shards, sizes)
     for index, layers in results:
         yield shards[index], [layer_from_dict(layer) for layer in layers]
+
+
+def _working_bytes(vectors: TaskVectors, shard: Shard) -> int:
+    """Memory in bytes that merging a shard takes: what is not merged is only copied."""
+    merged = set(vectors.names)
+    return max(
+        vectors.working_bytes(name) if name in merged else vectors.stored_bytes(name)
+        for name in shard.names
+    )
 
 
 def _write_shard(

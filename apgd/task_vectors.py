@@ -156,6 +156,10 @@ class TaskVectors:
         """Memory in bytes that is enough to merge one parameter: N + 6 times its size."""
         return math.prod(self._base.shape(name)) * _FLOAT32 * (len(self) + _WORKING_COPIES)
 
+    def stored_bytes(self, name: str) -> int:
+        """Size in bytes of any parameter of the base, merged or not, as it is stored."""
+        return math.prod(self._base.shape(name)) * self._base.dtype(name).itemsize
+
     @property
     def smallest_rank(self) -> int:
         """The smallest r = min(m, n) over the merged matrices."""

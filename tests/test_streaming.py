@@ -548,3 +548,32 @@ class TestValuesThatAreNotFinite:
         state = loaded(path)
         state[name].view(-1)[0] = value
         save_weights(path, state)
+
+
+class Elsewhere:
+    """An executor that is not this process's own, and notes how much memory it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def map(self, function: Any, vectors: Any, items: Any, bytes_of: Any) -> Any:
+        self.asked += bytes_of
+        for index, item in enumerate(items):
+            yield index, function(vectors, item)
+
+
+def test_a_parameter_that_is_not_merged_needs_no_memory_for_a_merge(tmp_path: Path) -> None:
+    base = {"embedding": torch.randn(500, 8), "matrix": torch.randn(4, 8)}
+    save_weights(tmp_path / "base.safetensors", base)
+    tuned = {name: value + 0.1 for name, value in base.items()}
+    save_weights(tmp_path / "one.safetensors", tuned)
+    elsewhere = Elsewhere()
+    merge_files(
+        "task_arithmetic",
+        tmp_path / "base.safetensors",
+        {"one": tmp_path / "one.safetensors"},
+        tmp_path / "out",
+        select=lambda name, _tensor: name == "matrix",
+        executor=elsewhere,
+    )
+    assert max(elsewhere.asked) == 500 * 8 * 4  # what the embedding itself takes
