@@ -104,9 +104,9 @@ class ClipSuite(Suite):
 
     def head(self, model: nn.Module, task: Task) -> ZeroShotHead:  # noqa: ARG002 - the text tower
         """The frozen text head of a task: class vectors (classes, projection)."""
-        return ZeroShotHead(class_vectors(self.geometry, task), self._preprocess, encode)
+        return ZeroShotHead(class_vectors(self.geometry, task), self.preprocess, encode)
 
-    def _preprocess(self, images: np.ndarray) -> Tensor:
+    def preprocess(self, images: np.ndarray) -> Tensor:
         """Images as CLIP takes them: uint8 (n, size, size, 3) -> float32 (n, 3, size, size)."""
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.geometry.mean, self.geometry.std))
         planes = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
