@@ -258,13 +258,15 @@ def _file_of(path: Path) -> Path:
     return path / SINGLE if path.is_dir() else path
 
 
-def open_weights(source: WeightSource, label: str) -> Weights:
-    """Open a state dict, a safetensors file or a folder of shards for reading.
+def open_weights(source: WeightSource, label: str, base: Weights | None = None) -> Weights:
+    """Open a state dict, a safetensors file, a folder of shards, or an adapter for reading.
 
     Args:
         source: a state dict; the path of a safetensors file, of an index of shards, or of a folder
-            that holds `model.safetensors` or `model.safetensors.index.json`.
+            that holds `model.safetensors` or `model.safetensors.index.json`; or the folder of a
+            LoRA adapter (see apgd.lora).
         label: what error messages call it, for example "expert signs".
+        base: what an adapter changes.
 
     Raises:
         InputError: where a file is missing or is not a whole safetensors file, the index and the
@@ -282,7 +284,14 @@ def open_weights(source: WeightSource, label: str) -> Weights:
             f"{label} must be a state dict or the path of safetensors files, "
             f"but got {type(source).__name__}"
         )
-    return InFiles(label, Path(source))
+    from apgd.lora import Adapted, Adapter, is_adapter  # which is built on this module
+
+    path = Path(source)
+    if not is_adapter(path):
+        return InFiles(label, path)
+    if base is None:
+        raise InputError(f"{label} must be whole weights, but {path} is an adapter")
+    return Adapted(Adapter(label, path), base)
 
 
 def items(weights: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -291,13 +300,21 @@ def items(weights: Weights) -> Iterator[tuple[str, Tensor]]:
         yield name, weights[name]
 
 
-def load_weights(path: Path, label: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file or a folder of shards.
+def load_weights(
+    path: Path, label: str, base: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors file or a folder of shards, or of a base with an adapter.
+
+    Args:
+        path: where they are.
+        label: what error messages call them.
+        base: what an adapter changes; parameters that it does not change are the base's own.
 
     Raises:
         InputError: where a file is missing or damaged.
     """
-    return dict(items(open_weights(path, label)))
+    beside = None if base is None else InMemory("the base", base)
+    return dict(items(open_weights(path, label, beside)))
 
 
 def save_weights(

@@ -22,6 +22,7 @@ from apgd.estimate import check_disk, check_memory, expected_seconds, needs
 from apgd.execution import Executor, Here
 from apgd.export_command import add_export
 from apgd.files import check_writable, write_json
+from apgd.lora_command import add_extract_lora
 from apgd.merging import Progress, merge_vectors
 from apgd.methods import Method, Parameter, methods
 from apgd.streaming import SHARD_BYTES, check_apart, stream
@@ -82,7 +83,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=run, check_unknown=_refuse_unknown)
-    for add in (add_suites_command, add_data_command, add_convert, add_export):
+    for add in (add_suites_command, add_data_command, add_convert, add_export, add_extract_lora):
         for command in add(commands):
             command.add_argument(
                 "--debug", action="store_true", help="show the traceback of an error"

@@ -18,6 +18,7 @@ from apgd.checkpoints import (
 from apgd.errors import InputError
 from apgd.execution import Executor, Here
 from apgd.lanes import lanes
+from apgd.lora import Adapted
 from apgd.strips import strips
 
 Select: TypeAlias = Callable[[str, Tensor], bool]
@@ -51,7 +52,8 @@ class TaskVectors:
 
     Args:
         base: θ_0, a state dict or the path of safetensors files.
-        experts: θ_i by the expert's name, each a state dict or a path.
+        experts: θ_i by the expert's name, each a state dict or a path; the folder of a LoRA adapter
+            stands for the base with its change.
         select: which parameters are merged; floating-point matrices, where None.
         device: where task vectors are handed out, for example "cpu" or "cuda:0".
         keep: hold the task vectors in memory once read, which takes N x (size of the merged
@@ -76,7 +78,8 @@ class TaskVectors:
             raise InputError("a merge needs at least one expert, but got none")
         self._base = open_weights(base, "the base")
         self._experts = {
-            name: open_weights(source, f"expert {name}") for name, source in experts.items()
+            name: open_weights(source, f"expert {name}", self._base)
+            for name, source in experts.items()
         }
         self.experts: tuple[str, ...] = tuple(self._experts)
         """Names of the experts, in the order given."""
@@ -179,6 +182,10 @@ class TaskVectors:
         rows, *rest = base.shape
         stacked = torch.empty((rows, len(self), *rest), dtype=torch.float32, device=self.device)
         for number, expert in enumerate(self._experts.values()):
+            if isinstance(expert, Adapted):  # which knows it better than a difference would
+                change = expert.change(name)
+                stacked[:, number] = 0 if change is None else change.to(self.device)
+                continue
             value = expert[name].to(self.device).to(torch.float32)
             torch.sub(value, base, out=stacked[:, number])
         if not is_finite(stacked):  # as they are not where one of the two is not

@@ -186,7 +186,10 @@ class Evaluator:
             return lambda _task: self._base
         paths = self.workload.experts_of(job.seed)
         if job.method == EXPERTS:
-            experts = {task: load_weights(path, f"expert {task}") for task, path in paths.items()}
+            experts = {
+                task: load_weights(path, f"expert {task}", self._base)
+                for task, path in paths.items()
+            }
             return lambda task: experts[task]
         merged = self._merge(job, paths)
         return lambda _task: merged
