@@ -14,13 +14,12 @@ from apgd.data import Split
 from apgd.finetune import (
     Expert,
     ExpertSpec,
-    batch_indices,
     expert_spec,
     find_expert,
     finetune,
-    learning_rate,
 )
 from apgd.suites import FinetuneSettings, suites
+from apgd.training import batch_indices, learning_rate
 
 SUITE = suites["mini_vision"]
 SETTINGS = FinetuneSettings(steps=6, batch_size=8, learning_rate=1e-4, checkpoint_every=2)
