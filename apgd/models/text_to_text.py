@@ -45,7 +45,7 @@ class TextToTextHead(Head):
         self._longest_prompt = longest_prompt
         self._longest_answer = longest_answer
         self._device = torch.device(device)
-        self._tokens: dict[tuple[str, str], list[list[int]]] = {}
+        self._tokens: dict[str, list[list[int]]] = {}
 
     def to(self, device: str | torch.device) -> Self:
         """The same head for a model on another device."""
@@ -59,10 +59,17 @@ class TextToTextHead(Head):
 
     def loss(self, model: nn.Module, examples: TextExamples, rows: np.ndarray) -> Tensor:
         """Cross entropy of the answers' tokens: a mean over each answer, then over examples."""
-        prompts, mask = self._batch(self._numbers(examples, "inputs"), rows)
-        answers, told = self._batch(self._numbers(examples, "targets"), rows)
+        # Only these rows: a training sees a small part of the largest train splits.
+        prompts, mask = self._batch(
+            self._encoded([examples.inputs[row] for row in rows], self._longest_prompt)
+        )
+        answers, told = self._batch(
+            self._encoded([examples.targets[row] for row in rows], self._longest_answer)
+        )
         labels = answers.masked_fill(told == 0, _IGNORED)
-        scores = model(input_ids=prompts, attention_mask=mask, labels=labels).logits
+        scores = model(
+            input_ids=prompts, attention_mask=mask, labels=labels, use_cache=False
+        ).logits
         losses = nn.functional.cross_entropy(  # (batch, tokens)
             scores.float().transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none"
         )
@@ -80,14 +87,14 @@ class TextToTextHead(Head):
 
     def decoded(self, model: Any, examples: TextExamples) -> list[str]:
         """What the model answers to each prompt, without blanks around it."""
-        numbers = self._numbers(examples, "inputs")
+        numbers = self._prompts(examples)
         # Prompts of like length together: the least padding.
         order = sorted(range(len(examples)), key=lambda k: len(numbers[k]))
         size = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
         said = [""] * len(examples)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            prompts, mask = self._batch(numbers, rows)
+            prompts, mask = self._batch([numbers[row] for row in rows])
             answered = model.generate(
                 input_ids=prompts,
                 attention_mask=mask,
@@ -100,26 +107,26 @@ class TextToTextHead(Head):
                 said[row] = text.strip()
         return said
 
-    def _numbers(self, examples: TextExamples, side: str) -> list[list[int]]:
-        """Token numbers of prompts or answers, made once per set of examples."""
-        key = (examples.sha256, side)
+    def _prompts(self, examples: TextExamples) -> list[list[int]]:
+        """Token numbers of all prompts, made once per set of examples."""
+        key = examples.sha256
         if key not in self._tokens:
-            longest = self._longest_prompt if side == "inputs" else self._longest_answer
-            texts: list[str] = list(getattr(examples, side))
-            made = self._tokenizer(texts, truncation=True, max_length=longest)
-            self._tokens[key] = made["input_ids"]
+            self._tokens[key] = self._encoded(examples.inputs, self._longest_prompt)
         return self._tokens[key]
 
-    def _batch(
-        self, numbers: Sequence[list[int]], rows: np.ndarray | Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _encoded(self, texts: Sequence[str], longest: int) -> list[list[int]]:
+        """Token numbers of texts."""
+        made = self._tokenizer(list(texts), truncation=True, max_length=longest)
+        numbers: list[list[int]] = made["input_ids"]
+        return numbers
+
+    def _batch(self, numbers: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Token numbers and mask, both int64 (rows, longest of them)."""
-        chosen = [numbers[int(row)] for row in rows]
-        width = max(map(len, chosen))
+        width = max(map(len, numbers))
         padding = self._tokenizer.pad_token_id
-        batch = torch.full((len(chosen), width), padding, dtype=torch.int64, device="cpu")
+        batch = torch.full((len(numbers), width), padding, dtype=torch.int64, device="cpu")
         mask = torch.zeros_like(batch)
-        for k, line in enumerate(chosen):
+        for k, line in enumerate(numbers):
             batch[k, : len(line)] = torch.tensor(line)
             mask[k, : len(line)] = 1
         return batch.to(self._device), mask.to(self._device)

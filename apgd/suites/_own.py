@@ -120,6 +120,10 @@ class WithOwnTasks(Suite):
             return self._inner.has_examples(task, split)
         return is_ready(own.dataset, split, size=self._size)
 
+    def activation_bytes(self, *, recomputed: bool) -> int:
+        """As the inner suite."""
+        return self._inner.activation_bytes(recomputed=recomputed)
+
     def corrupted_examples(self, task: str, corruption: str, count: int) -> Examples:
         """As the inner suite; own tasks are not shown corrupted."""
         return self._inner.corrupted_examples(task, corruption, count)

@@ -130,6 +130,14 @@ class Suite(ABC):
     def has_examples(self, task: str, split: Split) -> bool:
         """Whether a split is ready on this machine, so that reading it is quick."""
 
+    def activation_bytes(self, *, recomputed: bool) -> int:  # noqa: ARG002 - little, either way
+        """What fine-tuning keeps of one example for the backward pass; 0 for a toy.
+
+        Args:
+            recomputed: as with the settings' `gradient_checkpointing`.
+        """
+        return 0
+
     def published_expert(self, task: str) -> Path:
         """A published expert, downloaded if need be; a file or folder for `import_expert`.
 

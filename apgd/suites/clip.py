@@ -24,6 +24,7 @@ from apgd.data.hub import HubDataset
 from apgd.data.prepared import prepare
 from apgd.errors import InputError
 from apgd.hub import hub_file
+from apgd.models.activations import vit_activations
 from apgd.models.clip_files import class_vectors, vision_base
 from apgd.models.clip_geometry import GEOMETRIES, Geometry
 from apgd.models.clip_hub import read_vision_tower, vision_encoder
@@ -154,6 +155,17 @@ class ClipSuite(Suite):
 
     def _dataset(self, task: str) -> HubDataset:
         return self._datasets[self.task(task).name]
+
+    def activation_bytes(self, *, recomputed: bool) -> int:
+        """What fine-tuning keeps of one image."""
+        sizes = self.geometry.vision
+        return vit_activations(
+            layers=sizes.layers,
+            width=sizes.width,
+            mlp_width=sizes.mlp_width,
+            tokens=sizes.positions,
+            recomputed=recomputed,
+        )
 
     def published_expert(self, task: str) -> Path:
         """The hub's expert of a task, in the folder where its configuration is too."""
