@@ -114,7 +114,7 @@ def run(comparison: SolverComparison, console: Console) -> None:
         )
         display.say(str(cluster))
         pool = WorkerPool(cluster)
-        pool.introduce(experiment.folder, worker_bytes(suite))
+        pool.introduce(experiment.folder, worker_bytes(experiment))
         hashes = prepare_data(suite, pool, display)
         experts = train_experts(experiment, suite, hashes, pool, display)
         workload = make_workload(experiment, suite, hashes, experts)

@@ -17,6 +17,7 @@ from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.console import as_rich
 from tune.stages import (
+    budget_sentence,
     evaluate,
     evaluation_jobs,
     make_workload,
@@ -55,7 +56,9 @@ def run(experiment: Experiment, console: Console) -> None:
         display.say(str(cluster))
         tracker = stack.enter_context(Tracker(experiment, display.say))
         pool = WorkerPool(cluster)
-        workers = pool.introduce(experiment.folder, worker_bytes(suite))
+        workers = pool.introduce(experiment.folder, worker_bytes(experiment))
+        if (budget := budget_sentence(experiment, workers)) is not None:
+            display.say(budget)
 
         # Experts come in, task vectors are made, ...
         hashes = prepare_data(suite, pool, display)

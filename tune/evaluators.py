@@ -7,12 +7,14 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from apgd.checkpoints import load_weights
 from apgd.data import Examples, Split
 from apgd.data.reader import SplitReader
 from apgd.heads import judge
+from apgd.machine import free_memory
 from apgd.methods import Value, methods
 from apgd.suites import suites
 from apgd.task_vectors import TaskVectors
@@ -20,6 +22,7 @@ from tune.records import Kind, Record, RecordStore, Variant, record_key
 
 PRETRAINED = "pretrained"
 EXPERTS = "experts"
+_FLOAT = 4
 
 
 class Purpose(StrEnum):
@@ -194,11 +197,21 @@ class Evaluator:
         merged = self._merge(job, paths)
         return lambda _task: merged
 
+    def _can_keep(self, experts: int) -> bool:
+        """Whether memory has room for all task vectors; otherwise every merge reads the files."""
+        is_merged = self._suite.is_merged
+        merged = sum(t.numel() * _FLOAT for n, t in self._base.items() if is_merged(n, t))
+        device = torch.device(self._device)
+        # A GPU is this worker's alone; a machine's memory is shared with other workers.
+        share = 0.5 if device.type == "cuda" else 0.25
+        return experts * merged <= share * free_memory(device)
+
     def _merge(self, job: ScoreJob, paths: Mapping[str, Path]) -> dict[str, Tensor]:
         if job.seed not in self._vectors:
             self._vectors[job.seed] = TaskVectors(
-                self._base, paths, self._suite.is_merged, device=self._device
-            )
+                self._base, paths, self._suite.is_merged, device=self._device,
+                keep=self._can_keep(len(paths)),
+            )  # fmt: skip
         vectors = self._vectors[job.seed]
         method = methods[job.method]
         return vectors.apply(method.merge(vectors, method.parse(dict(job.params))))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from apgd.budget import finetune_budget
 from apgd.data import Split
 from apgd.external import OWN, ForeignExperts
 from apgd.files import content_key, sha256_file, write_json
@@ -20,7 +21,7 @@ from tune.records import Kind, Record, RecordStore, Variant
 from tune.report import Axis, Report, build_report, write_report
 from tune.search import run_searches
 from tune.studies import Study, best_trial, searched, trial_job
-from tune.workers import Job, WorkerPool
+from tune.workers import Introduction, Job, WorkerPool
 
 _SAMPLES = 16
 # What a score depends on besides weights and data.
@@ -113,6 +114,15 @@ def _foreign_experts(
             stage.advance()
         stage.note(f"{foreign.source}, in {root}")
     return found
+
+
+def budget_sentence(experiment: Experiment, workers: Sequence[Introduction]) -> str | None:
+    """What fine-tuning will take of the smallest GPU; None where nothing is fine-tuned on one."""
+    free = [worker.free_bytes for worker in workers if worker.free_bytes is not None]
+    if not free or experiment.experts != OWN:
+        return None
+    suite = experiment.full_suite
+    return finetune_budget(suite, experiment.finetune_settings(suite), min(free)).sentence
 
 
 def record_experts(experts: Experts, store: RecordStore) -> list[str]:
