@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -184,16 +185,17 @@ class Evaluator:
         return self._examples[cell]
 
     def _loader(self, job: ScoreJob) -> Callable[[str], Mapping[str, Tensor]]:
-        """Task -> the state dict that is judged on it."""
+        """Task -> the state dict that is judged on it; the same object where it is the same."""
         if job.method == PRETRAINED:
             return lambda _task: self._base
         paths = self.workload.experts_of(job.seed)
         if job.method == EXPERTS:
-            experts = {
-                task: load_weights(path, f"expert {task}", self._base)
-                for task, path in paths.items()
-            }
-            return lambda task: experts[task]
+
+            @lru_cache(maxsize=1)  # conditions of a task come one after another
+            def expert(task: str) -> Mapping[str, Tensor]:
+                return load_weights(paths[task], f"expert {task}", self._base)
+
+            return expert
         merged = self._merge(job, paths)
         return lambda _task: merged
 

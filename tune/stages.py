@@ -31,6 +31,7 @@ _SCORING_CODE = (
     "apgd.fused",
     "apgd.heads",
     "apgd.lanes",
+    "apgd.lora",
     "apgd.methods",
     "apgd.metrics",
     "apgd.models",
@@ -42,7 +43,10 @@ _SCORING_CODE = (
     "apgd.task_vectors",
     "tune.evaluators",
 )
-_SCORING_LIBRARIES = ("torch", "open_clip_torch", "numba", "numpy", "scipy", "pillow")
+_SCORING_LIBRARIES = (
+    *("torch", "open_clip_torch", "transformers", "tokenizers", "numba", "numpy", "scipy"),
+    "pillow",
+)
 
 DataHashes = Mapping[tuple[str, str], str]
 """SHA-256 of the examples by task and split."""
@@ -172,6 +176,9 @@ def make_workload(
     tasks = [task.name for task in suite.tasks]
     data = content_key(sorted([*key, value] for key, value in hashes.items()))
     base = sha256_file(suite.base_path())[:12]
+    posed = content_key(
+        [[t.name, t.class_names, t.templates, t.metric] for t in (*suite.tasks, *suite.unseen)]
+    )
 
     def inputs(seed: int) -> tuple[tuple[str, str], ...]:
         weights = content_key([experts[seed, task].sha256 for task in tasks])
@@ -179,6 +186,7 @@ def make_workload(
         return (
             ("base", base),
             ("data", data),
+            ("tasks", posed),
             ("experts", weights),
             ("examples", limits),
             ("code", source_hash(*_SCORING_CODE)),
