@@ -340,6 +340,8 @@ def report(experiment: Experiment, suite: Suite, display: Display) -> Report:
             samples={
                 task.name: suite.examples(task.name, Split.TEST).first(_SAMPLES)
                 for task in (*suite.tasks, *suite.unseen)
+                # A driver that only hands out work downloads nothing for the pictures alone.
+                if not suite.datasets() or suite.has_examples(task.name, Split.TEST)
             },
         )
         write_report(made, experiment.folder)
