@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
+from apgd.budget import finetune_budget
 from apgd.data.hub import HubDataset
 from apgd.suites import Suite, suites
 
@@ -79,6 +80,9 @@ def _describe(console: Console, suite: Suite) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if suite.datasets():
+        budget = finetune_budget(suite, suite.finetune)
+        console.print(f"{budget.sentence}\n", soft_wrap=True, highlight=False)
     for what, command in _commands(suite):
         console.print(f"{what + ':':<22}{command}", soft_wrap=True, markup=False, highlight=False)
 

@@ -113,6 +113,10 @@ def test_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     for word in ("handwriting", "letters", "made here", "--suite mini_vision"):
         assert word in listed
+    assert main(["suites", "flan_t5_large_glue_lora"]) == 0
+    listed = capsys.readouterr().out
+    for word in ("spearman", "LoRA of rank 16", "into 24 GB", "data prepare", "--compare"):
+        assert word in listed
 
 
 def test_help_explains_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:

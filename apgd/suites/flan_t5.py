@@ -33,7 +33,7 @@ from apgd.lora import ADAPTER_FILES, is_adapter
 from apgd.models.activations import t5_activations
 from apgd.models.t5 import build_t5, canonical_t5, t5_config, t5_tokenizer
 from apgd.models.text_to_text import TextToTextHead
-from apgd.published import task_title
+from apgd.published import Family, task_title
 from apgd.suites._suite import FinetuneSettings, LoraSettings, Suite
 from apgd.suites.facts import glue_datasets
 
@@ -97,6 +97,8 @@ class FlanT5Suite(Suite):
             checkpoint_every=100 if lora else 500,  # the states of full fine-tuning take gigabytes
         )
         self.published_suite = self.name
+        # The only family there is; a comparison judges merges only where experts agree with it.
+        self.family = Family.TRANSFORMERS
         ending = "_lora-16" if lora else ""
         self.published_experts = MappingProxyType(
             {}
