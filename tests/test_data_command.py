@@ -27,7 +27,7 @@ def suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     known = {"real": Real(), "mini_vision": MiniVision()}
-    monkeypatch.setattr("apgd.data_command.suites", known)
+    monkeypatch.setattr("apgd.commands.data.suites", known)
 
 
 def copies(root: Path, *tasks: str) -> Path:
@@ -142,7 +142,7 @@ def test_numbers_instead_of_classes(
         def datasets(self) -> Mapping[str, HubDataset]:
             return {"stsb": dataclasses.replace(glue_datasets()["stsb"], rows={})}
 
-    monkeypatch.setattr("apgd.data_command.suites", {"texts": Texts()})
+    monkeypatch.setattr("apgd.commands.data.suites", {"texts": Texts()})
     glue_copy(tmp_path / "stsb", "stsb", ("train", "validation"))
     assert main(["data", "prepare", "texts", "--from", str(tmp_path)]) == 0
     _, first, _ = lines(capsys.readouterr().out)

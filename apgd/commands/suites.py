@@ -13,7 +13,7 @@ from apgd.data.hub import HubDataset
 from apgd.suites import Suite, suites
 
 
-def add_suites_command(
+def add_suites(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> list[argparse.ArgumentParser]:
     """Add `suites`; returns its parser in a list."""

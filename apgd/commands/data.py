@@ -23,7 +23,7 @@ _OK = "ok"
 T = TypeVar("T")
 
 
-def add_data_command(
+def add_data(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> list[argparse.ArgumentParser]:
     """Add `data prepare` and `data verify`; returns their parsers."""
