@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apgd.published import Family, published_rows
+from apgd.published import IN_DOMAIN, Family, published_rows
 from tests.tune.synthetic_run import AXES, TITLES, add_row, manifest, write_manifest
 from tune.records import Variant
 from tune.report import build_report
@@ -110,3 +110,38 @@ def test_the_table_shows_every_cell_with_its_difference(tmp_path: Path) -> None:
     (row,) = [row for row in rows if row[1] == "DTD" and row[3] == f"{theirs}" and "+3" in row[4]]
     assert row[5] == "fail"
     assert "fusion_bench" in table.notes[-1]
+
+
+def test_corrupted_cells_are_judged_by_the_uncorrupted_starting_points(tmp_path: Path) -> None:
+    suite, kind = "clip_vit_b32_8_robustness", "pixelate"
+
+    def rows(protocol: str) -> dict[str, dict[str, float]]:
+        found = published_rows(suite, protocol, Family.TRANSFORMERS)
+        return {row.method: dict(row.per_task or {}) for row in found}
+
+    clean, spoiled = rows(IN_DOMAIN), rows(kind)
+    tasks = list(clean["pretrained"])
+    described = [{"name": t, "title": t.upper(), "stands_for": None, "classes": 10} for t in tasks]
+    about = {
+        "name": suite, "title": "CLIP", "tasks": described, "published_suite": suite,
+        "corrupted": tasks, "corruptions": [kind],
+    }  # fmt: skip
+    write_manifest(tmp_path, manifest(suite=about, experts_family="transformers"))
+    shifted = tasks[0]  # whose expert came out otherwise
+    for ours, theirs, variant in (
+        ("pretrained", "pretrained", Variant.REFERENCE),
+        ("experts", "individual", Variant.REFERENCE),
+        ("ties", "ties", Variant.PUBLISHED),
+    ):
+        cells = {f"test/{t}": answers(value) for t, value in clean[theirs].items()}
+        if ours == "experts":
+            cells[f"test/{shifted}"] = answers(clean[theirs][shifted] - 4)
+        under = spoiled.get(theirs, dict.fromkeys(tasks, 50.0))
+        cells |= {f"{kind}/{t}": answers(value) for t, value in under.items()}
+        add_row(tmp_path, ours, variant, 0, cells)
+    found = verdicts(tmp_path)
+    assert found["Single experts", shifted.upper()] is Verdict.FAIL
+    assert found["Ties-Merging", f"Pixelate: {shifted.upper()}"] is Verdict.NOT_JUDGED
+    assert found["Ties-Merging", f"Pixelate: {tasks[1].upper()}"] is Verdict.PASS
+    # No document has the single experts under corruptions.
+    assert found["Single experts", f"Pixelate: {tasks[1].upper()}"] is Verdict.NOT_COMPARABLE
