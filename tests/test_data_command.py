@@ -123,7 +123,7 @@ def test_unknown_names(action: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_rendered_suite(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "prepare", "mini_vision"]) == 0
-    assert "nothing to download: rendered on first use" in capsys.readouterr().err
+    assert "nothing to download: made on first use" in capsys.readouterr().err
     assert main(["data", "verify", "mini_vision", "--task", "shapes"]) == 0
     _, *rows = lines(capsys.readouterr().out)
     assert [(row[1], row[2]) for row in rows] == [("validation", "400"), ("test", "2400")]

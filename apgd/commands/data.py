@@ -60,7 +60,7 @@ def _prepare(options: argparse.Namespace) -> None:
     console = Console(stderr=True, soft_wrap=True)
     if not (datasets := suite.datasets()):
         _chosen(options.task, {task.name: task for task in (*suite.tasks, *suite.unseen)})
-        console.print(f"{suite.name}: nothing to download: rendered on first use")
+        console.print(f"{suite.name}: nothing to download: made on first use")
         return
     chosen = _chosen(options.task, datasets)
     sources = _sources(options.source, chosen)
@@ -85,7 +85,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     suite = suites[options.suite]
     if not (datasets := suite.datasets()):
-        _verify_rendered(suite, options.task)
+        _verify_made_here(suite, options.task)
         return
     chosen = _chosen(options.task, datasets)
     states = {task: verify(dataset) for task, dataset in chosen.items()}
@@ -102,7 +102,7 @@ def _verify(options: argparse.Namespace) -> None:
         )
 
 
-def _verify_rendered(suite: Suite, names: list[str] | None) -> None:
+def _verify_made_here(suite: Suite, names: list[str] | None) -> None:
     """Read every split, which hashes it, and makes it anew where it is missing or damaged."""
     table = _table()
     for name, task in _chosen(names, {t.name: t for t in (*suite.tasks, *suite.unseen)}).items():
