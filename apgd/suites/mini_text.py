@@ -217,10 +217,10 @@ MINI_TEXT_LORA = MiniText(
     "Toy T5 on eight tasks in a controlled English, LoRA experts of rank 16",
     "flan_t5_base_glue_lora",
     FinetuneSettings(
-        steps=300,
+        steps=400,
         batch_size=32,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         weight_decay=0.0,
-        lora=LoraSettings(rank=16, alpha=16.0, targets=("q", "k", "v", "o", "wi_0", "wi_1", "wo")),
+        lora=LoraSettings(rank=16, alpha=32.0, targets=("q", "k", "v", "o", "wi_0", "wi_1", "wo")),
     ),
 )
