@@ -8,6 +8,8 @@ import pytest
 
 from apgd import InputError
 from tune.experiment import Experiment, check, exclusive, without_credentials
+from tune.stages import budget_sentence
+from tune.workers import Introduction
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,26 @@ def test_credentials_are_masked() -> None:
     assert without_credentials("a --tracking-uri http://me:pw@h/ b") == (
         "a --tracking-uri http://***@h/ b"
     )
+
+
+def test_fine_tunings_memory_is_said_for_the_smallest_gpu() -> None:
+    def worker(free: int | None) -> Introduction:
+        return Introduction(machine="m", device="GPU", free_bytes=free, code="c", run_id="r")
+
+    experiment = Experiment(suite="flan_t5_large_glue")
+    told = budget_sentence(experiment, [worker(80 * 10**9), worker(24 * 10**9)])
+    assert told is not None
+    assert "flan_t5_large_glue: 21.3 GB" in told
+    assert "into 24 GB" in told
+    assert budget_sentence(experiment, [worker(None)]) is None  # nothing to run out of on a CPU
+
+
+def test_published_experts_are_checked_before_anything_starts() -> None:
+    with pytest.raises(InputError, match="mini_vision has no published expert for scenes"):
+        Experiment(experts="published")
+    with pytest.raises(InputError, match="own, published or a folder, but got 'elsewhere'"):
+        Experiment(experts="elsewhere")
+    with pytest.raises(InputError, match="seeds must be 1"):
+        Experiment(suite="clip_vit_b32_8", experts="published", seeds=3)
+    with pytest.raises(InputError, match="tolerance must be positive, but got -1"):
+        Experiment(tolerance=-1.0)
