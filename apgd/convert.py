@@ -19,6 +19,7 @@ from apgd.models.clip_layouts import (
     library_layout,
     whole_to_canonical,
 )
+from apgd.published import Family as Published
 
 
 class Part(StrEnum):
@@ -51,6 +52,7 @@ def convert(
     part: Part = Part.VISION,
     geometry: Geometry | None = None,
     base: Path | None = None,
+    family: Published | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write a checkpoint of CLIP as safetensors in the canonical layout, as float32.
@@ -66,6 +68,8 @@ def convert(
         geometry: the model that it must be; one of the paper's, told by its sizes, where None.
         base: files of the base in a known layout, whose projection is taken where `source` has
             none.
+        family: whose published results belong beside this expert's; recorded in the metadata,
+            where a comparison finds it.
         overwrite: replace an existing `out`.
 
     Raises:
@@ -109,6 +113,7 @@ def convert(
             "model": known.name,
             "base_model": known.hub_id,
             "activation": known.activation.value,
+            **({} if family is None else {"family": family.value}),
         },
         for_transformers=True,
     )

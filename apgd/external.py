@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from apgd.checkpoints import read_metadata
 from apgd.errors import InputError
 from apgd.files import content_key, sha256_path, write_json
 from apgd.finetune import Expert
@@ -105,12 +104,8 @@ def _plain(name: str) -> str:
 
 
 def _stated_family(source: Path) -> Family | None:
-    """The family that a converted file says it belongs to."""
-    if source.is_dir():
+    """The family that `apgd convert --family` wrote into a file; None where nothing says it."""
+    if source.suffix != ".safetensors" or not source.is_file():
         return None
-    try:
-        with safe_open(source, framework="pt") as file:
-            stated = (file.metadata() or {}).get("family")
-    except SafetensorError as error:
-        raise InputError(f"{source} must be a safetensors file, but is not: {error}") from error
-    return Family(stated) if stated in {str(family) for family in Family} else None
+    stated = read_metadata(source).get("family")
+    return Family(str(stated)) if stated in list(Family) else None

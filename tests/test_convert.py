@@ -23,11 +23,13 @@ from apgd.checkpoints import load_weights, read_metadata, save_weights
 from apgd.cli import main
 from apgd.convert import Part, convert
 from apgd.errors import InputError
+from apgd.external import _stated_family
 from apgd.files import sha256_file
 from apgd.models.clip_geometry import GEOMETRIES, Activation
 from apgd.models.clip_hub import open_clip_clip, transformers_clip, vision_config
 from apgd.models.clip_layouts import PROJECTION, to_canonical, whole_to_canonical
 from apgd.pickled import Refused, extract
+from apgd.published import Family
 from tests.conftest import same_bits
 from tests.models.conftest import TINY, State, reduced
 
@@ -426,3 +428,19 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         convert(tmp_path / "a.safetensors", tmp_path / "a.safetensors", overwrite=True)
     with pytest.raises(InputError, match="weights must be those of a CLIP"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+
+
+def test_the_family_of_a_converted_expert_reaches_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "task", "other"):
+        save_weights(tmp_path / f"{name}.safetensors", transformers_clip(TINY).state_dict())
+    monkeypatch.setattr("apgd.convert.geometry_of", lambda _vision: TINY)
+    for name, options in (("task", ["--family", "openclip"]), ("other", [])):
+        source = str(tmp_path / f"{name}.safetensors")
+        assert (
+            main(["convert", source, str(tmp_path / "out" / f"{name}.safetensors"), *options]) == 0
+        )
+    for name, family in (("task", Family.OPENCLIP), ("other", None)):
+        assert _stated_family(tmp_path / "out" / f"{name}.safetensors") is family
+    assert _stated_family(tmp_path / "out") is None

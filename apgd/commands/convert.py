@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from apgd.models.clip_geometry import GEOMETRIES, geometry_named
+from apgd.published import Family
 
 
 def add_convert(
@@ -40,6 +41,13 @@ def add_convert(
         metavar="PATH",
         help="where the projection is taken from, for checkpoints that have none",
     )
+    command.add_argument(
+        "--family",
+        choices=[family.value for family in Family if family is not Family.NOT_STATED],
+        help="whose expert it is, so that --compare of experiments/full_repro.py knows which "
+        "published figures belong beside it: openclip (the original ones), tall (those of the "
+        "20-task set), transformers (FusionBench's)",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace an existing result")
     command.set_defaults(run=_convert)
     return [command]
@@ -55,6 +63,7 @@ def _convert(options: argparse.Namespace) -> None:
         part=Part(options.part),
         geometry=geometry_named(options.model) if options.model else None,
         base=options.base,
+        family=Family(options.family) if options.family else None,
         overwrite=options.overwrite,
     )
     Console(soft_wrap=True).print(
