@@ -73,6 +73,7 @@ class WithOwnTasks(Suite):
         self.finetune = inner.finetune
         self.published = inner.published
         self.image_size = inner.image_size
+        self.published_experts = inner.published_experts
 
     @property
     def stored_as(self) -> str:
@@ -98,6 +99,16 @@ class WithOwnTasks(Suite):
     def is_merged(self, name: str, tensor: Tensor) -> bool:
         """As the inner suite."""
         return self._inner.is_merged(name, tensor)
+
+    def published_expert(self, task: str) -> Path:
+        """The inner suite's; own tasks have none."""
+        if task in self._own:
+            return super().published_expert(task)
+        return self._inner.published_expert(task)
+
+    def import_expert(self, source: Path, folder: Path) -> Path:
+        """As the inner suite: an own task's expert comes in the same formats."""
+        return self._inner.import_expert(source, folder)
 
     def datasets(self) -> Mapping[str, HubDataset]:
         """Those of the inner suite, and the user's."""

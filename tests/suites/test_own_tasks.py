@@ -7,10 +7,13 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from apgd import InputError
 from apgd.data import Split
+from apgd.external import ForeignExperts
 from apgd.heads import judge
+from apgd.models.clip_layouts import Family, from_canonical, library_layout
 from apgd.suites import suites, with_tasks
 from tests.hub_cache import offline_cache
 from tests.suites.test_clip import publish_base, shallow, suite_of
@@ -130,3 +133,22 @@ def test_an_own_task_is_fine_tuned_merged_and_reported(
         "clip-ViT-B-32-a", "clip-ViT-B-32-b",
     ]  # fmt: skip
     assert "A" in report.tables["main"].header
+
+
+def test_experts_from_elsewhere_join_in_any_layout(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = shallow("ViT-B-32")
+    base = publish_base(offline_cache(tmp_path / "hub", monkeypatch), geometry)
+    inner = suite_of(geometry, tasks=("mnist",), unseen=(), corrupted=())
+    monkeypatch.setitem(suites._found(), inner.name, inner)
+    suite = suites[with_tasks(inner.name, (f"mine={pictures}",))]
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    whole = from_canonical(base, library_layout(Family.OPEN_CLIP, geometry, text=True))
+    for task in ("mine", "mnist"):
+        save_file(whole, theirs / f"{task}.safetensors")
+    expert = ForeignExperts(suite, str(theirs)).fetch("mine", tmp_path)
+    assert load_file(expert.weights).keys() == suite.build_model().state_dict().keys()
+    with pytest.raises(InputError, match="no published expert for mine"):
+        ForeignExperts(suite, "published")
