@@ -57,8 +57,8 @@ class Workload:
     """For every seed, what else determines a score: name and hash."""
     limit: int | None
     """Only the first so many examples of each split, all where None."""
-    corruption_limit: int
-    """Only the first so many test examples of a task are shown corrupted."""
+    corruption_limit: int | None
+    """Only the first so many test examples of a task are shown corrupted; all where None."""
 
     def experts_of(self, seed: int) -> dict[str, Path]:
         """Paths of one seed's experts by task."""
@@ -180,7 +180,7 @@ class Evaluator:
             return examples
         cell = (condition, task)
         if cell not in self._examples:
-            count = min(len(examples), self.workload.corruption_limit)
+            count = min(len(examples), self.workload.corruption_limit or len(examples))
             self._examples[cell] = self._suite.corrupted_examples(task, condition, count)
         return self._examples[cell]
 

@@ -115,9 +115,9 @@ class Experiment:
         return 60 if self.smoke else None
 
     @property
-    def corruption_limit(self) -> int:
-        """Test examples of each corrupted task that are shown under every corruption."""
-        return 60 if self.smoke else 500
+    def corruption_limit(self) -> int | None:
+        """Test examples of each corrupted task that are shown corrupted; all where None."""
+        return 60 if self.smoke else self.full_suite.corruption_limit
 
     def finetune_settings(self, suite: Suite) -> FinetuneSettings:
         """How experts are fine-tuned; a few steps in a smoke run."""

@@ -70,6 +70,7 @@ class WithOwnTasks(Suite):
         self.unseen = inner.unseen
         self.corrupted = inner.corrupted
         self.corruptions = inner.corruptions
+        self.corruption_limit = inner.corruption_limit
         self.finetune = inner.finetune
         self.published = inner.published
         self.image_size = inner.image_size

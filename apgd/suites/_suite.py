@@ -73,6 +73,8 @@ class Suite(ABC):
     """Names of the tasks whose test images are also shown corrupted."""
     corruptions: tuple[str, ...] = ()
     """Kinds of corruption."""
+    corruption_limit: int | None = None
+    """Only the first so many test examples of a task are shown corrupted; all where None."""
     finetune: FinetuneSettings
     """How this suite's experts are fine-tuned."""
     published: Mapping[str, Mapping[str, Value]] = MappingProxyType({})

@@ -273,6 +273,7 @@ class MiniVision(Suite):
     unseen = tuple(recipe.task for recipe in _UNSEEN)
     corrupted = ("vehicles", "landcover", "aerial", "signs")
     corruptions = CORRUPTIONS
+    corruption_limit = 500  # every worker makes them anew
     published_suite = "clip_vit_b32_8"
     image_size = IMAGE_SIZE
     finetune = FinetuneSettings(steps=200, batch_size=64, learning_rate=5e-4)

@@ -37,6 +37,13 @@ def test_more_seeds_and_methods_extend_a_run_and_other_settings_do_not() -> None
     assert Experiment(smoke=True).folder != folder
 
 
+def test_published_corruption_protocols_take_all_test_images() -> None:
+    robust = "clip_vit_b32_8_robustness"
+    assert Experiment().corruption_limit == 500
+    assert Experiment(suite=robust).corruption_limit is None
+    assert Experiment(suite=robust, smoke=True).corruption_limit == 60
+
+
 def test_a_folder_of_another_experiment_is_refused_and_kept(tmp_path: Path) -> None:
     first = Experiment(trials=5, run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
     check(first)
