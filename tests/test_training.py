@@ -228,6 +228,20 @@ def test_recomputing_images_changes_nothing() -> None:
         recompute_activations(nn.Linear(2, 2))
 
 
+def test_the_loss_of_texts_is_a_mean_over_tokens_then_examples(text_head: TextToTextHead) -> None:
+    model = text_model().eval()
+    rows = np.arange(4)
+    expected = []
+    for row in rows:
+        prompt, mask = text_head._batch(text_head._encoded([TEXTS.inputs[row]], 64))
+        answer, _ = text_head._batch(text_head._encoded([TEXTS.targets[row]], 8))
+        logits = model(input_ids=prompt, attention_mask=mask, labels=answer).logits
+        told = logits.log_softmax(-1).gather(2, answer.unsqueeze(2))
+        expected.append(-told.mean())
+    loss = text_head.loss(model, TEXTS, rows)
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_bfloat16_on_gpus_that_have_it_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda:0")

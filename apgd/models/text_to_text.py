@@ -70,9 +70,10 @@ class TextToTextHead(Head):
         scores = model(
             input_ids=prompts, attention_mask=mask, labels=labels, use_cache=False
         ).logits
-        losses = nn.functional.cross_entropy(  # (batch, tokens)
-            scores.float().transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none"
-        )
+        # Flat, because on a GPU the loss of more than two axes has no deterministic form.
+        losses = nn.functional.cross_entropy(
+            scores.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="none"
+        ).view_as(labels)  # (batch, tokens)
         return (losses.sum(dim=1) / told.sum(dim=1)).mean()
 
     def answers(self, model: nn.Module, examples: TextExamples) -> np.ndarray:
