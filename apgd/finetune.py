@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from apgd.checkpoints import load_weights, save_weights
-from apgd.data import Split
+from apgd.data import Examples, Split
 from apgd.errors import InputError
 from apgd.files import content_key, sha256_file, sha256_path, write_json
 from apgd.lora import write_adapter
@@ -150,7 +150,8 @@ def finetune(
         report: called after every step.
 
     Raises:
-        InputError: where a finished expert's file was damaged, or the base does not load.
+        InputError: where a finished expert's file was damaged, the base does not load, or base or
+            examples of this machine are not those of the specification.
     """
     finished = find_expert(spec, root)
     if finished is not None:
@@ -158,16 +159,17 @@ def finetune(
     folder = spec.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    examples = suite.examples(spec.task, Split.TRAIN)
+    _check_here(suite, spec, examples)
     model = suite.build_model()
     model.load_state_dict(load_weights(suite.base_path(), f"the base of suite {suite.name}"))
     head = suite.head(model, suite.task(spec.task)).to(device)
     _choose_what_learns(model, suite, spec)
     model.to(device)
-    parts = micro_batches(suite.name, model, spec.settings, device)
+    parts = micro_batches(suite.stored_as, model, spec.settings, device)
     training = Training(model, spec.settings, spec.seed, parts)
     resumed_at = training.resume(folder / _PROGRESS)
     training.started = started
-    examples = suite.examples(spec.task, Split.TRAIN)
     last_loss = training.run(head, examples, folder / _PROGRESS, report)
     weights = _write(model, suite, spec, folder)
     vectors = TaskVectors(suite.base_path(), {"expert": weights}, suite.is_merged, keep=False)
@@ -188,6 +190,20 @@ def finetune(
     return Expert(weights, manifest["sha256"], manifest)
 
 
+def _check_here(suite: Suite, spec: ExpertSpec, examples: Examples) -> None:
+    """Raise InputError where this machine has another base or other data than was asked for."""
+    for what, found, asked, remedy in (
+        ("the base", sha256_file(suite.base_path()), spec.base_sha256, "the same hub cache"),
+        (f"the training data of {spec.task}", examples.sha256, spec.data_sha256,
+         "the same revision of it (`apgd data prepare`)"),
+    ):  # fmt: skip
+        if found != asked:
+            raise InputError(
+                f"{what} must have the hash {asked[:12]} that the run began with, but on this "
+                f"machine has {found[:12]}; give all machines {remedy}"
+            )
+
+
 def _choose_what_learns(model: nn.Module, suite: Suite, spec: ExpertSpec) -> None:
     """Freeze all but what is trained, which for a LoRA is put in first."""
     if spec.settings.lora is not None:
@@ -203,7 +219,7 @@ def _choose_what_learns(model: nn.Module, suite: Suite, spec: ExpertSpec) -> Non
 
 def _write(model: nn.Module, suite: Suite, spec: ExpertSpec, folder: Path) -> Path:
     """Put the trained weights, or the adapter alone, into the expert's folder."""
-    about = {"suite": suite.name, "task": spec.task}
+    about = {"suite": suite.stored_as, "task": spec.task}
     lora = spec.settings.lora
     if lora is None:
         weights = folder / _WEIGHTS

@@ -124,3 +124,15 @@ def test_batches_cover_each_epoch_once() -> None:
     assert sorted(again.tolist()) == list(range(20))
     assert not torch.equal(seen, again)
     assert not torch.equal(batch_indices(0, 5, 20, seed=3), batch_indices(0, 5, 20, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("field", "said"), [("base_sha256", "the base must"), ("data_sha256", "data of signs must")]
+)
+def test_a_machine_with_another_base_or_other_data_does_not_train(
+    tmp_path: Path, spec: ExpertSpec, field: str, said: str
+) -> None:
+    other = dataclasses.replace(spec, **{field: "0" * 64})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"{said}.*000000000000.*on this machine"):
+        finetune(SUITE, other, tmp_path)
+    assert find_expert(other, tmp_path) is None

@@ -162,7 +162,7 @@ class Suite(ABC):
             InputError: where it is not an expert of this suite's model.
         """
         made = folder / "weights.safetensors"
-        save_weights(made, load_weights(source, f"the expert {source}"), {"suite": self.name})
+        save_weights(made, load_weights(source, f"the expert {source}"), {"suite": self.stored_as})
         return made
 
     def datasets(self) -> Mapping[str, HubDataset]:

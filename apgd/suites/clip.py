@@ -184,7 +184,7 @@ class ClipSuite(Suite):
         label = f"the expert {source}"
         state = read_vision_tower(source, self.geometry, label, projection=projection)
         made = folder / "weights.safetensors"
-        save_weights(made, state, {"suite": self.name, "activation": self.geometry.activation})
+        save_weights(made, state, {"suite": self.stored_as, "activation": self.geometry.activation})
         return made
 
 

@@ -198,7 +198,7 @@ class FlanT5Suite(Suite):
             return made
         state = load_weights(canonical_t5(source, label), label)
         made = folder / "weights.safetensors"
-        save_weights(made, state, {"suite": self.name})
+        save_weights(made, state, {"suite": self.stored_as})
         return made
 
 
