@@ -3,12 +3,13 @@
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from apgd.checkpoints import read_metadata
 from apgd.errors import InputError
-from apgd.files import content_key, sha256_path, write_json
+from apgd.files import content_key, sha256_file, sha256_path, write_json
 from apgd.finetune import Expert
 from apgd.published import Family
 from apgd.source import source_hash
@@ -45,6 +46,10 @@ class ForeignExperts:
                     f"--experts own fine-tunes it"
                 )
 
+    @cached_property
+    def _base_sha256(self) -> str:
+        return sha256_file(self.suite.base_path())
+
     def _in_folder(self, task: str) -> Path:
         folder = Path(self.source)
         if not folder.is_dir():
@@ -69,8 +74,9 @@ class ForeignExperts:
         published = self.source == PUBLISHED
         source = self.suite.published_expert(task) if published else self._in_folder(task)
         kind = PUBLISHED if published else "folder"
-        made_by = source_hash("apgd.external", "apgd.models", "apgd.suites")
-        key = content_key([sha256_path(source), made_by])
+        made_by = source_hash("apgd.external", "apgd.lora", "apgd.models", "apgd.suites")
+        # The base completes experts that lack a projection, and gauges how far they are from it.
+        key = content_key([sha256_path(source), self._base_sha256, made_by])
         folder = root / f"{self.suite.stored_as}-{_plain(task)}-{kind}-{key}"
         if not (folder / _MANIFEST).exists():
             folder.mkdir(parents=True, exist_ok=True)

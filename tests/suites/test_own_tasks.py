@@ -150,5 +150,10 @@ def test_experts_from_elsewhere_join_in_any_layout(
         save_file(whole, theirs / f"{task}.safetensors")
     expert = ForeignExperts(suite, str(theirs)).fetch("mine", tmp_path)
     assert load_file(expert.weights).keys() == suite.build_model().state_dict().keys()
+    other = {name: tensor + 1 for name, tensor in base.items()}
+    (stored,) = (tmp_path / "hub").rglob("model.safetensors")
+    save_file(other, stored)
+    again = ForeignExperts(suite, str(theirs)).fetch("mine", tmp_path)
+    assert again.weights != expert.weights  # it was told how far it is from another base
     with pytest.raises(InputError, match="no published expert for mine"):
         ForeignExperts(suite, "published")
