@@ -49,23 +49,27 @@ _SCORING_LIBRARIES = (
 )
 
 DataHashes = Mapping[tuple[str, str], str]
-"""SHA-256 of the examples by task and split."""
+"""SHA-256 of the examples by task and split, or task and corruption."""
 Experts = Mapping[tuple[int, str], Expert]
 """Finished experts by seed and task."""
 
 
 def prepare_data(suite: Suite, pool: WorkerPool, display: Display) -> dict[tuple[str, str], str]:
-    """Make every split's examples ready; their hashes."""
-    wanted = [(task.name, split) for task in suite.tasks for split in Split]
+    """Make every split's examples ready, downloaded corruptions too; their hashes."""
+    wanted: list[tuple[str, str]] = [(t.name, split) for t in suite.tasks for split in Split]
     wanted += [(task.name, Split.TEST) for task in suite.unseen]
     jobs = [Job("prepare", (suite.name, task, split)) for task, split in wanted]
-    ready = sum(suite.has_examples(task, split) for task, split in wanted)
+    # Those that are computed follow from the test split.
+    fetched = [(t, c) for t in suite.corrupted for c in suite.corruptions if suite.datasets()]
+    jobs += [Job("prepare_corrupted", (suite.name, *cell)) for cell in fetched]
+    ready = sum(suite.has_examples(task, Split(split)) for task, split in wanted)
     with display.stage("data", len(jobs)) as stage:
         # What is ready is read and checked all the same.
         hashes = pool.run(jobs, on_done=lambda _index, _hash: stage.advance())
         stage.count(done=len(jobs) - ready, reused=ready)
         stage.note(f"{len(suite.tasks)} tasks, {len(suite.unseen)} unseen")
-    return {(task, str(split)): h for (task, split), h in zip(wanted, hashes, strict=True)}
+    cells = (*wanted, *fetched)
+    return {(task, str(condition)): h for (task, condition), h in zip(cells, hashes, strict=True)}
 
 
 def train_experts(

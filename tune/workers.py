@@ -6,6 +6,7 @@ is short.
 """
 
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,11 @@ class Worker:
         """Make a split's examples ready on this machine; their hash."""
         numerics.configure(self._threads)
         return suites[suite].examples(task, split).sha256
+
+    def prepare_corrupted(self, suite: str, task: str, corruption: str) -> str:
+        """Make a task's corrupted test examples ready on this machine; their hash."""
+        numerics.configure(self._threads)
+        return suites[suite].corrupted_examples(task, corruption, sys.maxsize).sha256
 
     def train(self, suite: str, spec: ExpertSpec, root: Path) -> dict[str, Any]:
         """Fine-tune an expert, or go on with it; its manifest."""

@@ -1,6 +1,7 @@
 """The paper's vision suites at real widths and reduced depth, offline, from the hub's formats."""
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,9 @@ def test_whole_path_with_own_experts(
     cells = set(rows[0].scores)
     assert cells >= {"test/eurosat", "test/mnist", "test/svhn", "jpeg_compression/eurosat"}
     assert "smoke" in report.compared
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    corrupted = set(manifest["hashes"]["data"]) - {f"{t}/{s}" for t in TASKS for s in Split}
+    assert corrupted == {f"eurosat/{kind}" for kind in suite_of(geometry).corruptions}
     assert "reduced" in report.markdown
 
 
