@@ -24,6 +24,7 @@ from apgd.cli import main
 from apgd.errors import InputError
 from apgd.export import Library, Origin, export, origin_of
 from apgd.files import sha256_path
+from apgd.lora import Factors, write_adapter
 from apgd.models.clip import mini_clip, mini_geometry
 from apgd.models.clip_geometry import GEOMETRIES, Activation, Geometry
 from apgd.models.clip_hub import transformers_clip, vision_config, vision_encoder
@@ -360,3 +361,12 @@ def test_origins_that_do_not_fit_are_refused(merged: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="unknown method 'magic'"):
         export(merged, tmp_path / "o", Library.TRANSFORMERS, unknown, geometry=TINY)
     assert main(["export", str(merged), str(tmp_path / "o"), "--expert", "cars"]) == 2
+
+
+def test_an_expert_may_be_an_adapter(tmp_path: Path) -> None:
+    merged, adapter = tmp_path / "merged.safetensors", tmp_path / "adapter"
+    about = {"method": "ties", "params": {}, "experts": ["a"]}
+    save_weights(merged, {"q.weight": torch.zeros(4, 3)}, about)
+    write_adapter(adapter, {"q.weight": Factors(torch.ones(2, 3), torch.ones(4, 2))})
+    (expert,) = origin_of(merged, experts={"a": adapter}).experts
+    assert (expert.file, expert.sha256) == ("adapter", sha256_path(adapter))

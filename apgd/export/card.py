@@ -13,6 +13,7 @@ from apgd.checkpoints import InFiles, read_metadata
 from apgd.errors import InputError
 from apgd.export.content import Content
 from apgd.files import sha256_path
+from apgd.lora import ADAPTER_FILES, is_adapter
 from apgd.methods import methods
 from apgd.models.clip_hub import read_config, weights_file
 from apgd.source import library_versions
@@ -158,7 +159,8 @@ def card(content: Content, origin: Origin) -> str:
 def _expert(name: str, path: Path | None) -> ExpertOrigin:
     if path is None:
         return ExpertOrigin(name=name)
-    weights = InFiles(f"expert {name}", weights_file(path))
+    file = path / ADAPTER_FILES[1] if is_adapter(path) else weights_file(path)
+    weights = InFiles(f"expert {name}", file)
     source = read_metadata(weights.paths()[0]).get("source")
     return ExpertOrigin(
         name=name,
