@@ -12,14 +12,14 @@ from apgd.models.clip_hub import read_checkpoint, read_vision_tower, weights_fil
 from apgd.models.clip_layouts import (
     PROJECTION,
     TEXT,
-    Family,
     Layout,
+    Library,
     canonical_shapes,
     layout_of,
     library_layout,
     whole_to_canonical,
 )
-from apgd.published import Family as Published
+from apgd.published import Family
 
 
 class Part(StrEnum):
@@ -52,7 +52,7 @@ def convert(
     part: Part = Part.VISION,
     geometry: Geometry | None = None,
     base: Path | None = None,
-    family: Published | None = None,
+    family: Family | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write a checkpoint of CLIP as safetensors in the canonical layout, as float32.
@@ -94,7 +94,9 @@ def convert(
         canonical[PROJECTION] = read_vision_tower(base, known, "the base")[PROJECTION]
     if part is Part.VISION:
         canonical = {n: tensor for n, tensor in canonical.items() if not n.startswith(TEXT)}
-    expected = canonical_shapes(library_layout(Family.TRANSFORMERS, known, text=part is Part.WHOLE))
+    expected = canonical_shapes(
+        library_layout(Library.TRANSFORMERS, known, text=part is Part.WHOLE)
+    )
     for name, shape in expected.items():
         if name not in canonical or tuple(canonical[name].shape) != shape:
             found = tuple(canonical[name].shape) if name in canonical else "nothing"

@@ -11,6 +11,7 @@ from apgd.checkpoints import read_metadata
 from apgd.errors import InputError
 from apgd.files import content_key, sha256_file, sha256_path, write_json
 from apgd.finetune import Expert
+from apgd.locks import locked
 from apgd.published import Family
 from apgd.source import source_hash
 from apgd.suites import Suite
@@ -78,18 +79,9 @@ class ForeignExperts:
         # The base completes experts that lack a projection, and gauges how far they are from it.
         key = content_key([sha256_path(source), self._base_sha256, made_by])
         folder = root / f"{self.suite.stored_as}-{_plain(task)}-{kind}-{key}"
-        if not (folder / _MANIFEST).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            weights = self.suite.import_expert(source, folder)
-            manifest = {
-                "origin": self.suite.published_experts[task] if published else str(source),
-                "origin_sha256": sha256_path(source),
-                "family": Family.TRANSFORMERS if published else _stated_family(source),
-                "weights": weights.name,
-                "sha256": sha256_path(weights),
-                "tau_norm_ratio": _relative_norm(self.suite, weights),
-            }
-            write_json(folder / _MANIFEST, manifest)
+        with locked(root / f".{folder.name}.lock"):  # two runs may want it at once
+            if not (folder / _MANIFEST).exists():
+                self._import(task, source, folder)
         found: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         weights = folder / found["weights"]
         if sha256_path(weights) != found["sha256"]:
@@ -98,6 +90,20 @@ class ForeignExperts:
                 f"since; delete {folder} to convert it again"
             )
         return Expert(weights, found["sha256"], found)
+
+    def _import(self, task: str, source: Path, folder: Path) -> None:
+        published = self.source == PUBLISHED
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.suite.import_expert(source, folder)
+        manifest = {
+            "origin": self.suite.published_experts[task] if published else str(source),
+            "origin_sha256": sha256_path(source),
+            "family": Family.TRANSFORMERS if published else _stated_family(source),
+            "weights": weights.name,
+            "sha256": sha256_path(weights),
+            "tau_norm_ratio": _relative_norm(self.suite, weights),
+        }
+        write_json(folder / _MANIFEST, manifest)
 
 
 def _relative_norm(suite: Suite, weights: Path) -> float:

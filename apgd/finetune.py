@@ -90,7 +90,7 @@ def expert_spec(
         data_sha256=data_sha256,
         head=content_key([suite.task(task).class_names, suite.task(task).templates]),
         versions=library_versions(*_LIBRARIES),
-        code=source_hash(*_CODE),
+        code=source_hash(*_CODE, *suite.code),
     )
 
 

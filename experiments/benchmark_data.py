@@ -12,7 +12,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -139,8 +138,7 @@ def _computing(model: nn.Module, pixels: Tensor) -> float:
     if cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()
-    with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
-        model(pixels)
+    model(pixels)  # in float32, as scoring does
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -24,7 +24,7 @@ from apgd.suites import suites
 from tune.cluster import ray_session
 from tune.command import run_command
 from tune.evaluators import Purpose, ScoreJob, Workload, mean_score
-from tune.experiment import Experiment, check, exclusive, merged_rank, worker_bytes
+from tune.experiment import Experiment, check, exclusive, merged_rank, scoring_bytes
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.stages import evaluate, make_workload, prepare_data, train_experts
@@ -114,9 +114,9 @@ def run(comparison: SolverComparison, console: Console) -> None:
         )
         display.say(str(cluster))
         pool = WorkerPool(cluster)
-        pool.introduce(experiment.folder, worker_bytes(experiment))
+        workers = pool.introduce(experiment.folder, scoring_bytes(suite))
         hashes = prepare_data(suite, pool, display)
-        experts = train_experts(experiment, suite, hashes, pool, display)
+        experts = train_experts(experiment, suite, hashes, pool, workers, display)
         workload = make_workload(experiment, suite, hashes, experts)
         validation = _validate(comparison, workload, pool, store, display)
         best = {

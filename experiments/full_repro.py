@@ -11,13 +11,12 @@ from rich.console import Console
 
 from tune.cluster import ray_session
 from tune.command import run_command
-from tune.experiment import Experiment, check, exclusive, worker_bytes
+from tune.experiment import Experiment, check, exclusive, scoring_bytes
 from tune.manifest import Manifest
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.console import as_rich
 from tune.stages import (
-    budget_sentence,
     evaluate,
     evaluation_jobs,
     make_workload,
@@ -56,13 +55,11 @@ def run(experiment: Experiment, console: Console) -> None:
         display.say(str(cluster))
         tracker = stack.enter_context(Tracker(experiment, display.say))
         pool = WorkerPool(cluster)
-        workers = pool.introduce(experiment.folder, worker_bytes(experiment))
-        if (budget := budget_sentence(experiment, workers)) is not None:
-            display.say(budget)
+        workers = pool.introduce(experiment.folder, scoring_bytes(suite))
 
         # Experts come in, task vectors are made, ...
         hashes = prepare_data(suite, pool, display)
-        experts = train_experts(experiment, suite, hashes, pool, display)
+        experts = train_experts(experiment, suite, hashes, pool, workers, display)
         expert_keys = record_experts(experts, store)
 
         # ... a method merges them, validation chooses its parameters, ...

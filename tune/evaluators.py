@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from apgd.checkpoints import load_weights
 from apgd.data import Examples, Split
 from apgd.data.reader import SplitReader
+from apgd.errors import InputError
 from apgd.heads import judge
 from apgd.machine import free_memory
 from apgd.methods import Value, methods
-from apgd.suites import suites
+from apgd.suites import Suite, suites
 from apgd.task_vectors import TaskVectors
 from tune.records import Kind, Record, RecordStore, Variant, record_key
 
@@ -60,6 +61,9 @@ class Workload:
     corruption_limit: int | None
     """Only the first so many test examples of a task are shown corrupted; all where None."""
 
+    data: tuple[tuple[tuple[str, str], str], ...] = ()
+    """Hashes of the examples by task and split; what has none is not checked."""
+
     def experts_of(self, seed: int) -> dict[str, Path]:
         """Paths of one seed's experts by task."""
         return {task: Path(path) for task, path in dict(self.experts)[seed]}
@@ -100,6 +104,38 @@ def mean_score(record: Record, tasks: Sequence[str]) -> float:
     return sum(record.scores[f"{split}/{task}"] for task in tasks) / len(tasks)
 
 
+class CheckedExamples:
+    """A suite's examples, held once read, and known to be those that the run began with.
+
+    Args:
+        suite: where they come from.
+        hashes: what their `sha256` must be, by task and split.
+    """
+
+    def __init__(self, suite: Suite, hashes: Mapping[tuple[str, str], str]) -> None:
+        self._suite = suite
+        self._hashes = hashes
+        self._held: dict[tuple[str, Split], Examples] = {}
+
+    def examples(self, task: str, split: Split) -> Examples:
+        """The examples of a task's split.
+
+        Raises:
+            InputError: where this machine has others than were hashed at the run's beginning.
+        """
+        if (task, split) not in self._held:
+            found = self._suite.examples(task, split)
+            asked = self._hashes.get((task, str(split)), found.sha256)
+            if found.sha256 != asked:
+                raise InputError(
+                    f"the {split} examples of {task} must have the hash {asked[:12]} that the run "
+                    f"began with, but on this machine have {found.sha256[:12]}; give all machines "
+                    f"the same revision of them (`apgd data prepare`)"
+                )
+            self._held[task, split] = found
+        return self._held[task, split]
+
+
 class Evaluator:
     """Holds a model, heads, examples and task vectors, and scores one job after another."""
 
@@ -107,6 +143,7 @@ class Evaluator:
         self.workload = workload
         self._device = device
         self._suite = suites[workload.suite]
+        self._source = CheckedExamples(self._suite, dict(workload.data))
         self._store = RecordStore(workload.run_dir)
         self._base = load_weights(self._suite.base_path(), "the base")
         self._model: nn.Module = self._suite.build_model()
@@ -131,7 +168,7 @@ class Evaluator:
         return mean_score(record, [task.name for task in self._suite.tasks])
 
     def _score(self, job: ScoreJob) -> Record:
-        reader = SplitReader(self._suite, {job.purpose.reads}, self.workload.limit)
+        reader = SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
         started = time.perf_counter()
         load = self._loader(job)
         merged = time.perf_counter()

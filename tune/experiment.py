@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from apgd.budget import finetune_budget
 from apgd.checkpoints import open_weights
 from apgd.errors import InputError
 from apgd.external import OWN, ForeignExperts
@@ -210,19 +209,16 @@ def model_bytes(suite: Suite) -> int:
     return sum(4 * math.prod(base.shape(name)) for name in base.names())
 
 
-def worker_bytes(experiment: Experiment) -> int:
-    """GPU memory in bytes without which a worker cannot do its part: calculated, from above.
+def scoring_bytes(suite: Suite) -> int:
+    """GPU memory in bytes that scoring takes: calculated, from above.
 
-    Fine-tuning goes down to one example at a time; scoring holds the base, a merged model and its
-    differences from the base, and merges one matrix at a time.
+    It holds the base, a merged model and its differences from the base, and merges one matrix at a
+    time; 2 GiB go to activations and to CUDA itself.
     """
-    suite, settings = experiment.full_suite, experiment.finetune_settings(experiment.full_suite)
     base = suite.base_path()
     vectors = TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
     largest = max(4 * math.prod(vectors.shape(name)) for name in vectors.names)
-    scoring = 3 * model_bytes(suite) + largest * (len(suite.tasks) + 6) + 2 * 2**30
-    training = finetune_budget(suite, settings, 0).total if experiment.experts == OWN else 0
-    return max(scoring, training)
+    return 3 * model_bytes(suite) + largest * (len(suite.tasks) + 6) + 2 * 2**30
 
 
 @contextmanager

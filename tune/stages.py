@@ -6,14 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apgd.budget import finetune_budget
+from apgd.budget import Budget, finetune_budget
 from apgd.data import Split
+from apgd.errors import InputError
 from apgd.external import OWN, ForeignExperts
 from apgd.files import content_key, sha256_file, write_json
 from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert
 from apgd.methods import methods
 from apgd.source import library_versions, source_hash
-from apgd.suites import Suite
+from apgd.suites import FinetuneSettings, Suite
 from tune.evaluators import EXPERTS, PRETRAINED, Purpose, ScoreJob, Workload
 from tune.experiment import Experiment, merged_rank
 from tune.progress import Display
@@ -77,9 +78,14 @@ def train_experts(
     suite: Suite,
     hashes: DataHashes,
     pool: WorkerPool,
+    workers: Sequence[Introduction],
     display: Display,
 ) -> dict[tuple[int, str], Expert]:
-    """Fine-tune the experts that do not exist yet; all experts."""
+    """Fine-tune the experts that do not exist yet; all experts.
+
+    Raises:
+        InputError: where a GPU has too little memory for it.
+    """
     root = experiment.experts_dir.resolve()
     if experiment.experts != OWN:
         return _foreign_experts(ForeignExperts(suite, experiment.experts), root, display)
@@ -93,6 +99,9 @@ def train_experts(
     }
     missing = {key: spec for key, spec in specs.items() if find_expert(spec, root) is None}
     steps = settings.steps
+    budget = training_budget(suite, settings, workers) if missing else None
+    if budget is not None:
+        display.say(budget.sentence)
     with display.stage("experts", steps * len(specs), steps * (len(specs) - len(missing))) as stage:
         done = len(specs) - len(missing)
 
@@ -124,13 +133,19 @@ def _foreign_experts(
     return found
 
 
-def budget_sentence(experiment: Experiment, workers: Sequence[Introduction]) -> str | None:
-    """What fine-tuning will take of the smallest GPU; None where nothing is fine-tuned on one."""
+def training_budget(
+    suite: Suite, settings: FinetuneSettings, workers: Sequence[Introduction]
+) -> Budget | None:
+    """What fine-tuning will take of the smallest GPU; None where there is none.
+
+    Raises:
+        InputError: where it does not fit.
+    """
     free = [worker.free_bytes for worker in workers if worker.free_bytes is not None]
-    if not free or experiment.experts != OWN:
-        return None
-    suite = experiment.full_suite
-    return finetune_budget(suite, experiment.finetune_settings(suite), min(free)).sentence
+    budget = finetune_budget(suite, settings, min(free)) if free else None
+    if budget is not None and not budget.fits:
+        raise InputError(budget.sentence)
+    return budget
 
 
 def record_experts(experts: Experts, store: RecordStore) -> list[str]:
@@ -205,6 +220,7 @@ def make_workload(
             for seed in seeds
         ),
         inputs=tuple((seed, inputs(seed)) for seed in seeds),
+        data=tuple(sorted(hashes.items())),
         limit=experiment.limit,
         corruption_limit=experiment.corruption_limit,
     )

@@ -96,7 +96,7 @@ def _commands(suite: Suite) -> list[tuple[str, str]]:
     if suite.published_experts:
         commands.append(("published experts", f"uv run {run} --experts published --compare"))
     script, _, options = run.partition(" ")
-    commands.append(("on a cluster", f"ray submit cluster.yaml {script} -- {options}"))
+    commands.append(("on a cluster", f"uv run ray submit cluster.yaml {script} -- {options}"))
     return commands
 
 

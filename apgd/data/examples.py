@@ -15,6 +15,7 @@ from apgd.data.pixels import EncodedImages, Recipe
 from apgd.data.prepared import PreparedSplit, is_prepared, open_prepared
 from apgd.data.tasks import Split
 from apgd.errors import InputError
+from apgd.source import source_hash
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def image_examples(
     return PreparedImages(
         cached(images, report) if keep else images,
         source.labels[rows],
-        _identity(source, rows, [size, recipe]),
+        _identity(source, rows, [size, recipe, source_hash("apgd.data.pixels")]),
     )
 
 

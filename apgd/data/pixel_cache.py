@@ -16,6 +16,7 @@ from apgd.data.pixels import EncodedImages
 from apgd.errors import InputError
 from apgd.files import content_key, write_json
 from apgd.locks import locked
+from apgd.source import source_hash
 
 _CHUNK = 256  # images between two points from which a killed process goes on
 
@@ -24,7 +25,8 @@ def cache_path(images: EncodedImages) -> Path:
     """Where the decoded images are kept; their content, size and recipe decide it."""
     key = [
         images.split.content_sha256, hashlib.sha256(images.rows.tobytes()).hexdigest(),
-        images.size, images.recipe, "bicubic", PIL.__version__, features.version("jpg"),
+        images.size, images.recipe, source_hash("apgd.data.pixels"), PIL.__version__,
+        features.version("jpg"),
     ]  # fmt: skip
     return cache_root() / "pixels" / content_key(key) / "images.npy"
 

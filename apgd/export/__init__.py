@@ -11,11 +11,12 @@ from apgd.checkpoints import InFiles
 from apgd.errors import InputError
 from apgd.export.card import Origin, card, origin_of
 from apgd.export.clip import write_clip
-from apgd.export.content import Content, Library
+from apgd.export.content import Content
 from apgd.export.text_to_text import is_text_to_text, write_text_to_text
 from apgd.files import write_text
 from apgd.models.clip_geometry import Geometry
 from apgd.models.clip_hub import recorded_activation, weights_file
+from apgd.models.clip_layouts import Library
 
 __all__ = ["Library", "Origin", "export", "origin_of"]
 

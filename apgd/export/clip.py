@@ -7,7 +7,7 @@ from transformers import CLIPImageProcessor
 
 from apgd.checkpoints import SINGLE, Weights, items, save_weights
 from apgd.errors import InputError
-from apgd.export.content import TOKENIZER_FILES, Content, Library, copy_companions
+from apgd.export.content import TOKENIZER_FILES, Content, copy_companions
 from apgd.files import write_json
 from apgd.models.clip import mini_geometry
 from apgd.models.clip_geometry import Geometry, check_activation, geometry_of
@@ -24,8 +24,8 @@ from apgd.models.clip_hub import (
 from apgd.models.clip_layouts import (
     PROJECTION,
     TEXT,
-    Family,
     Layout,
+    Library,
     from_canonical,
     layout_of,
     library_layout,
@@ -61,8 +61,7 @@ def write_clip(
     check_activation(said, known, weights.label)
     state = _completed(whole_to_canonical(stored), known, base, library, weights.label)
     whole = any(name.startswith(TEXT) for name in state)
-    family = Family.TRANSFORMERS if library is Library.TRANSFORMERS else Family.OPEN_CLIP
-    made = from_canonical(state, library_layout(family, known, text=whole))
+    made = from_canonical(state, library_layout(library, known, text=whole))
     file = SINGLE if library is Library.TRANSFORMERS else OPEN_CLIP_WEIGHTS
     recorded = {"activation": known.activation.value, "model": known.name}
     save_weights(out / file, made, recorded, for_transformers=True)

@@ -3,15 +3,9 @@
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-
-class Library(StrEnum):
-    """Who loads a folder; the values are the hub's names of libraries."""
-
-    TRANSFORMERS = "transformers"
-    OPEN_CLIP = "open_clip"
+from apgd.models.clip_layouts import Library
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from apgd.checkpoints import SINGLE, Weights, items, save_weights
 from apgd.errors import InputError
-from apgd.export.content import TOKENIZER_FILES, Content, Library, copy_companions
+from apgd.export.content import TOKENIZER_FILES, Content, copy_companions
 from apgd.models.clip_hub import CONFIG, read_config
+from apgd.models.clip_layouts import Library
 
 _SHARED = "shared.weight"
 _HEAD = "lm_head.weight"

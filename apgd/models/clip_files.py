@@ -22,7 +22,10 @@ from apgd.models.clip_hub import (
 )
 from apgd.source import source_hash
 
-_CODE = ("apgd.models.clip_files", "apgd.models.clip_hub", "apgd.models.clip_layouts")
+_CODE = (
+    *("apgd.models.clip_files", "apgd.models.clip_hub", "apgd.models.clip_layouts"),
+    *("apgd.models.clip_geometry", "apgd.pickled"),
+)
 
 
 def vision_base(geometry: Geometry) -> Path:

@@ -28,7 +28,7 @@ from apgd.models.clip_geometry import Activation, Geometry, check_activation
 from apgd.models.clip_layouts import (
     PROJECTION,
     TEXT,
-    Family,
+    Library,
     canonical_shapes,
     layout_of,
     library_layout,
@@ -314,7 +314,7 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def text_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
     """Canonical names and shapes of a text tower."""
-    layout = library_layout(Family.TRANSFORMERS, geometry, text=True)
+    layout = library_layout(Library.TRANSFORMERS, geometry, text=True)
     return {n: shape for n, shape in canonical_shapes(layout).items() if n.startswith(TEXT)}
 
 

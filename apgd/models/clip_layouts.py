@@ -34,8 +34,8 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _SHOWN = 6
 
 
-class Family(StrEnum):
-    """Whose names the parameters have."""
+class Library(StrEnum):
+    """Whose names the parameters have; the values are the hub's names of libraries."""
 
     TRANSFORMERS = "transformers"
     OPEN_CLIP = "open_clip"
@@ -45,7 +45,7 @@ class Family(StrEnum):
 class Layout:
     """How weights name and arrange a CLIP's parameters, and the sizes that their shapes tell."""
 
-    family: Family
+    library: Library
     wrapper: str = ""
     """Prefix of every name, for example `module.`; it is no part of either library's names."""
     tower: str
@@ -62,7 +62,7 @@ class Layout:
         """In words, for messages and metadata."""
         parts = "vision and text" if self.text else "vision"
         without = "" if self.projection else " without projection"
-        return f"{self.family}, {parts}{without}, names like {self.wrapper}{self.tower}…"
+        return f"{self.library}, {parts}{without}, names like {self.wrapper}{self.tower}…"
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def recognise(shapes: Mapping[str, Shape]) -> Layout:
     """
     wrapper = _wrapper(shapes)
     inner = {name.removeprefix(wrapper): tuple(shape) for name, shape in shapes.items()}
-    family, tower = _family(inner)
-    layout = _measure(inner, family, tower, wrapper)
+    library, tower = _library(inner)
+    layout = _measure(inner, library, tower, wrapper)
     canonical = canonical_shapes(layout)
     expected = {row.name: row.shape(canonical) for row in _rows(layout)}
     missing = [name for name in expected if name not in inner]
@@ -113,12 +113,12 @@ def recognise(shapes: Mapping[str, Shape]) -> Layout:
 
 
 def library_layout(
-    family: Family, geometry: Geometry, *, projection: bool = True, text: bool = False
+    library: Library, geometry: Geometry, *, projection: bool = True, text: bool = False
 ) -> Layout:
     """The layout in which a library's current version saves a model.
 
     Args:
-        family: the library.
+        library: the library.
         geometry: the model's sizes.
         projection: whether the projection of pictures is held; open_clip always holds it.
         text: whether the text tower is held: CLIPModel of transformers, CLIP of open_clip.
@@ -126,12 +126,12 @@ def library_layout(
     Raises:
         InputError: for parts that the library has no class for.
     """
-    ours = family is Family.TRANSFORMERS
+    ours = library is Library.TRANSFORMERS
     if not projection and (text or not ours):
         raise InputError("only a CLIPVisionModel of transformers has no projection")
     bare = "" if ours else "visual."
     return Layout(
-        family=family,
+        library=library,
         tower=VISION if ours and projection else bare,
         vision=geometry.vision,
         projection=geometry.projection if projection else None,
@@ -283,25 +283,25 @@ def _wrapper(names: Mapping[str, Shape]) -> str:
         wrapper += found[0]
 
 
-def _family(names: Mapping[str, Shape]) -> tuple[Family, str]:
+def _library(names: Mapping[str, Shape]) -> tuple[Library, str]:
     """Whose names these are, and the prefix of the vision tower."""
     signs = (
-        (Family.TRANSFORMERS, "embeddings.patch_embedding.weight", ("vision_model.", "")),
-        (Family.OPEN_CLIP, "conv1.weight", ("visual.", "")),
+        (Library.TRANSFORMERS, "embeddings.patch_embedding.weight", ("vision_model.", "")),
+        (Library.OPEN_CLIP, "conv1.weight", ("visual.", "")),
     )
-    for family, sign, towers in signs:
+    for library, sign, towers in signs:
         for tower in towers:
             if f"{tower}{sign}" in names:
-                return family, tower
+                return library, tower
     raise InputError(
         "weights must be those of a CLIP with a vision transformer, as transformers or open_clip "
         f"name them, but neither patch_embedding nor conv1 is among: {_some(list(names))}"
     )
 
 
-def _measure(names: Mapping[str, Shape], family: Family, tower: str, wrapper: str) -> Layout:
+def _measure(names: Mapping[str, Shape], library: Library, tower: str, wrapper: str) -> Layout:
     """A layout with the sizes of those tensors that tell them; the others are not looked at."""
-    ours = family is Family.TRANSFORMERS
+    ours = library is Library.TRANSFORMERS
     patches = _shape(names, f"{tower}{'embeddings.patch_embedding' if ours else 'conv1'}.weight", 4)
     positions = _shape(
         names,
@@ -344,19 +344,19 @@ def _measure(names: Mapping[str, Shape], family: Family, tower: str, wrapper: st
         if projection is None:
             raise InputError(f"weights with a text tower must hold {projected}, but it is missing")
     return Layout(
-        family=family,
+        library=library,
         wrapper=wrapper,
         tower=tower,
         vision=vision,
         projection=projection,
         text=text,
-        dropped=tuple(name for name in names if name in _dropped(family, tower, text is None)),
+        dropped=tuple(name for name in names if name in _dropped(library, tower, text is None)),
     )
 
 
-def _dropped(family: Family, tower: str, without_text: bool) -> tuple[str, ...]:
+def _dropped(library: Library, tower: str, without_text: bool) -> tuple[str, ...]:
     """Names that may be held beside the parameters and say nothing."""
-    if family is Family.TRANSFORMERS:
+    if library is Library.TRANSFORMERS:
         # Buffers that count upwards; transformers saved them before version 4.31.
         return (f"{tower}embeddings.position_ids", "text_model.embeddings.position_ids")
     if not tower:
@@ -416,7 +416,7 @@ def _block_shapes(tower: str, sizes: VisionSizes | TextSizes) -> dict[str, Shape
 
 def _rows(layout: Layout) -> Iterator[_Row]:
     """Every stored tensor of a layout, with the canonical ones that it stands for."""
-    if layout.family is Family.TRANSFORMERS:
+    if layout.library is Library.TRANSFORMERS:
         for name in canonical_shapes(layout):
             stored = name.replace(VISION, layout.tower, 1) if name.startswith(VISION) else name
             yield _Row(stored, (name,))

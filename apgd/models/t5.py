@@ -17,9 +17,11 @@ from apgd.data.cache import cache_root
 from apgd.errors import InputError
 from apgd.files import content_key
 from apgd.sandbox import load_pickled
+from apgd.source import source_hash
 
 EMBEDDING = "shared.weight"
 LOGITS = "lm_head.weight"
+_CODE = ("apgd.models.t5", "apgd.pickled")
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _LOGITS_STD = 0.05
@@ -138,7 +140,12 @@ def canonical_t5(path: Path, label: str) -> Path:
 
 
 def _place(key: list[object]) -> Path:
-    return cache_root() / "weights" / f"t5-{content_key(key)}" / "model.safetensors"
+    return (
+        cache_root()
+        / "weights"
+        / f"t5-{content_key([*key, source_hash(*_CODE)])}"
+        / "model.safetensors"
+    )
 
 
 def _write(weights: Weights, path: Path) -> None:

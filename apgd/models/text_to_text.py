@@ -1,7 +1,7 @@
 """The text-to-text head: prompts are answered in words (Raffel et al., 2020)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ from apgd.metrics import spearman_parts
 
 _CPU_BATCH = 128
 _GPU_BATCH = 256
+_TOKENS = 2**15  # of all prompts of a batch: attention over long ones takes gigabytes
 _IGNORED = -100  # the label of padding, which no loss is taken of
 _NUMBER = r"[+-]?\d+(?:\.\d+)?"
 
@@ -91,10 +92,10 @@ class TextToTextHead(Head):
         numbers = self._prompts(examples)
         # Prompts of like length together: the least padding.
         order = sorted(range(len(examples)), key=lambda k: len(numbers[k]))
-        size = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
+        most = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
         said = [""] * len(examples)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
+        for part in batches([len(numbers[row]) for row in order], most, _TOKENS):
+            rows = [order[place] for place in part]
             prompts, mask = self._batch([numbers[row] for row in rows])
             answered = model.generate(
                 input_ids=prompts,
@@ -131,6 +132,23 @@ class TextToTextHead(Head):
             batch[k, : len(line)] = torch.tensor(line)
             mask[k, : len(line)] = 1
         return batch.to(self._device), mask.to(self._device)
+
+
+def batches(lengths: Sequence[int], most: int, tokens: int) -> Iterator[range]:
+    """Consecutive prompts that are answered together.
+
+    Args:
+        lengths: tokens of each prompt, in ascending order.
+        most: prompts of a batch.
+        tokens: of all prompts of a batch, padding included; a longer prompt is alone.
+    """
+    start = 0
+    for end, length in enumerate(lengths):
+        if end > start and (end - start == most or (end + 1 - start) * length > tokens):
+            yield range(start, end)
+            start = end
+    if start < len(lengths):
+        yield range(start, len(lengths))
 
 
 def _as_number(text: str) -> float:

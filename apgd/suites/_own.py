@@ -81,6 +81,11 @@ class WithOwnTasks(Suite):
         """The inner suite's, whose experts are the same."""
         return self._inner.stored_as
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The inner suite's, whose experts are the same."""
+        return self._inner.code
+
     def base_path(self) -> Path:
         """The inner suite's base."""
         return self._inner.base_path()

@@ -95,6 +95,11 @@ class Suite(ABC):
         """The name under which experts are stored; suites that share experts share it."""
         return self.name
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The modules whose source decides, beside the library's, what experts are trained on."""
+        return (type(self).__module__,)
+
     @abstractmethod
     def base_path(self) -> Path:
         """The base model's weights, a safetensors file."""

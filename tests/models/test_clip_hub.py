@@ -28,7 +28,7 @@ from apgd.models.clip_hub import (
 )
 from apgd.models.clip_layouts import (
     PROJECTION,
-    Family,
+    Library,
     from_canonical,
     library_layout,
     text_to_canonical,
@@ -67,7 +67,7 @@ def test_zero_shot_heads_of_both_libraries_agree() -> None:
     torch.manual_seed(0)
     geometry = reduced("ViT-B-32", vision=1, text=2)
     ours, theirs = transformers_clip(geometry), open_clip_clip(geometry)
-    layout = library_layout(Family.OPEN_CLIP, geometry, text=True)
+    layout = library_layout(Library.OPEN_CLIP, geometry, text=True)
     theirs.load_state_dict(from_canonical(whole_to_canonical(ours.state_dict()), layout))
     task = Task(
         name="names", title="Names", stands_for=None, class_names=NAMES, templates=TEMPLATES
@@ -87,7 +87,7 @@ def test_a_long_text_is_cut_alike() -> None:
     torch.manual_seed(1)
     geometry = reduced("ViT-B-32", vision=1)
     ours, theirs = transformers_clip(geometry), open_clip_clip(geometry)
-    layout = library_layout(Family.OPEN_CLIP, geometry, text=True)
+    layout = library_layout(Library.OPEN_CLIP, geometry, text=True)
     theirs.load_state_dict(from_canonical(whole_to_canonical(ours.state_dict()), layout))
     task = Task(name="x", title="", stands_for=None, class_names=("long " * 90,), templates=("{}",))
     torch.testing.assert_close(
@@ -126,7 +126,7 @@ def test_towers_are_read_from_either_librarys_folder(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "transformers")
     state = whole_to_canonical(model.state_dict())
     other = tmp_path / "open_clip"
-    layout = library_layout(Family.OPEN_CLIP, TINY, text=True)
+    layout = library_layout(Library.OPEN_CLIP, TINY, text=True)
     save_weights(other / "open_clip_model.safetensors", from_canonical(state, layout))
     config = {"model_cfg": open_clip_config(TINY), "preprocess_cfg": {}}
     (other / "open_clip_config.json").write_text(json.dumps(config))

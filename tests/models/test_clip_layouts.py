@@ -24,7 +24,7 @@ from apgd.models.clip_hub import (
 )
 from apgd.models.clip_layouts import (
     PROJECTION,
-    Family,
+    Library,
     from_canonical,
     layout_of,
     library_layout,
@@ -50,7 +50,7 @@ def tiny() -> State:
 
 @pytest.fixture(scope="module")
 def fused(tiny: State) -> State:
-    return from_canonical(tiny, library_layout(Family.OPEN_CLIP, TINY, text=True))
+    return from_canonical(tiny, library_layout(Library.OPEN_CLIP, TINY, text=True))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_both_libraries_embed_alike(
     stored = theirs.state_dict()
     canonical = to_canonical(stored)
     assert _same(canonical, dict(sorted(stored.items())))
-    fused = from_canonical(canonical, library_layout(Family.OPEN_CLIP, geometry))
+    fused = from_canonical(canonical, library_layout(Library.OPEN_CLIP, geometry))
     visual = open_clip_clip(geometry).visual.eval()
     visual.load_state_dict({n.removeprefix("visual."): t for n, t in fused.items()})
     images = pictures(geometry)
@@ -85,7 +85,7 @@ def test_texts_embed_alike() -> None:
     theirs.load_state_dict(
         from_canonical(
             whole_to_canonical(ours.state_dict()),
-            library_layout(Family.OPEN_CLIP, geometry, text=True),
+            library_layout(Library.OPEN_CLIP, geometry, text=True),
         )
     )
     tokens = torch.tensor([[49406, 320, 1125, 49407, 0], [49406, 5, 49407, 0, 0]])
@@ -113,16 +113,16 @@ def test_queries_keys_and_values_are_told_apart(tiny: State, fused: State) -> No
 
 
 @pytest.mark.parametrize("wrapper", ["", "module.", "state_dict.", "image_encoder.model."])
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("library", list(Library))
 @pytest.mark.parametrize("text", [True, False])
-def test_round_trip(tiny: State, family: Family, wrapper: str, text: bool) -> None:
+def test_round_trip(tiny: State, library: Library, wrapper: str, text: bool) -> None:
     canonical = dict(sorted(tiny.items())) if text else to_canonical(tiny)
     state = {
         f"{wrapper}{n}": t
-        for n, t in from_canonical(canonical, library_layout(family, TINY, text=text)).items()
+        for n, t in from_canonical(canonical, library_layout(library, TINY, text=text)).items()
     }
     layout = layout_of(state)
-    assert (layout.family, layout.wrapper) == (family, wrapper)
+    assert (layout.library, layout.wrapper) == (library, wrapper)
     assert layout.text == (TINY.text if text else None)
     assert _same(whole_to_canonical(state), canonical)
     assert _same(from_canonical(canonical, layout), state)
@@ -140,7 +140,7 @@ def test_vision_models_of_old_and_new_versions(tiny: State) -> None:
         assert layout_of(state).projection is None
     assert _same(from_canonical(expected, layout_of(new)), new)
     assert _same(from_canonical(expected, layout_of(saved)), old)
-    assert layout_of(new) == library_layout(Family.TRANSFORMERS, TINY, projection=False)
+    assert layout_of(new) == library_layout(Library.TRANSFORMERS, TINY, projection=False)
 
 
 def test_only_known_buffers_are_let_through(tiny: State) -> None:
@@ -180,11 +180,11 @@ def _without(state: State, *names: str) -> State:
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("library", list(Library))
 def test_every_missing_and_every_extra_key_is_refused(
-    tiny: State, fused: State, family: Family
+    tiny: State, fused: State, library: Library
 ) -> None:
-    state = tiny if family is Family.TRANSFORMERS else fused
+    state = tiny if library is Library.TRANSFORMERS else fused
     for name in state:
         if "layers.1." not in name and "resblocks.1." not in name:
             with pytest.raises(InputError, match="missing|neither patch_embedding nor"):
@@ -233,7 +233,7 @@ def test_what_is_no_clip_is_refused() -> None:
 
 
 def test_incomplete_canonical_weights_are_refused(tiny: State) -> None:
-    layout = library_layout(Family.OPEN_CLIP, TINY)
+    layout = library_layout(Library.OPEN_CLIP, TINY)
     with pytest.raises(InputError, match=r"0 are missing \(none\) and \d+ are too much"):
         from_canonical(tiny, layout)
     vision = to_canonical(tiny)
@@ -242,7 +242,7 @@ def test_incomplete_canonical_weights_are_refused(tiny: State) -> None:
     with pytest.raises(InputError, match=r"visual_projection\.weight must have the shape"):
         from_canonical({**vision, PROJECTION: vision[PROJECTION].T}, layout)
     with pytest.raises(InputError, match="only a CLIPVisionModel"):
-        library_layout(Family.OPEN_CLIP, TINY, projection=False)
+        library_layout(Library.OPEN_CLIP, TINY, projection=False)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

@@ -13,7 +13,7 @@ from apgd import InputError
 from apgd.data import Split
 from apgd.external import ForeignExperts
 from apgd.heads import judge
-from apgd.models.clip_layouts import Family, from_canonical, library_layout
+from apgd.models.clip_layouts import Library, from_canonical, library_layout
 from apgd.suites import suites, with_tasks
 from tests.hub_cache import offline_cache
 from tests.suites.test_clip import publish_base, shallow, suite_of
@@ -145,7 +145,7 @@ def test_experts_from_elsewhere_join_in_any_layout(
     suite = suites[with_tasks(inner.name, (f"mine={pictures}",))]
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    whole = from_canonical(base, library_layout(Family.OPEN_CLIP, geometry, text=True))
+    whole = from_canonical(base, library_layout(Library.OPEN_CLIP, geometry, text=True))
     for task in ("mine", "mnist"):
         save_file(whole, theirs / f"{task}.safetensors")
     expert = ForeignExperts(suite, str(theirs)).fetch("mine", tmp_path)

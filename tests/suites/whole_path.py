@@ -64,7 +64,7 @@ def run_whole_path(
     pool: Any = OneWorker(patch)
     with Display(Console(quiet=True)) as display:
         hashes = stages.prepare_data(suite, pool, display)
-        experts = stages.train_experts(experiment, suite, hashes, pool, display)
+        experts = stages.train_experts(experiment, suite, hashes, pool, [], display)
         keys = stages.record_experts(experts, store)
         workload = stages.make_workload(experiment, suite, hashes, experts)
         rank, params = merged_rank(suite), tuple(suite.published.get(method, {}).items())

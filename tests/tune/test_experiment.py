@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from apgd import InputError
+from apgd.suites import suites
 from tune.experiment import Experiment, check, exclusive, without_credentials
-from tune.stages import budget_sentence
+from tune.stages import training_budget
 from tune.workers import Introduction
 
 
@@ -139,12 +140,15 @@ def test_fine_tunings_memory_is_said_for_the_smallest_gpu() -> None:
     def worker(free: int | None) -> Introduction:
         return Introduction(machine="m", device="GPU", free_bytes=free, code="c", run_id="r")
 
-    experiment = Experiment(suite="flan_t5_large_glue")
-    told = budget_sentence(experiment, [worker(80 * 10**9), worker(24 * 10**9)])
-    assert told is not None
-    assert "flan_t5_large_glue: 21.3 GB" in told
-    assert "into 24 GB" in told
-    assert budget_sentence(experiment, [worker(None)]) is None  # nothing to run out of on a CPU
+    suite = suites["flan_t5_large_glue"]
+    budget = training_budget(suite, suite.finetune, [worker(80 * 10**9), worker(24 * 10**9)])
+    assert budget is not None
+    assert "flan_t5_large_glue: 21.3 GB" in budget.sentence
+    assert "into 24 GB" in budget.sentence
+    with pytest.raises(InputError, match="does not fit into 12 GB"):
+        training_budget(suite, suite.finetune, [worker(12 * 10**9)])
+    # Nothing to run out of on a CPU.
+    assert training_budget(suite, suite.finetune, [worker(None)]) is None
 
 
 def test_published_experts_are_checked_before_anything_starts() -> None:
