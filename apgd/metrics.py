@@ -5,7 +5,6 @@ That is what lets all intervals, paired differences and ratios be those of a mea
 """
 
 import numpy as np
-from scipy import stats
 
 from apgd.errors import InputError
 
@@ -34,7 +33,9 @@ def spearman_parts(
         raise InputError("answers and truth must be finite numbers")
     if len(true) == 0 or np.ptp(answered) == 0.0 or np.ptp(true) == 0.0:
         return np.zeros(len(true))
-    x, y = (_standardised(stats.rankdata(values)) for values in (answered, true))
+    from scipy.stats import rankdata  # half a second to import, and few processes need it
+
+    x, y = (_standardised(rankdata(values)) for values in (answered, true))
     rho = float(np.mean(x * y))
     parts: np.ndarray = x * y - rho * (x**2 + y**2) / 2 + rho
     return parts

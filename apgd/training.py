@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples
@@ -60,7 +59,7 @@ def recompute_activations(model: nn.Module) -> None:
         InputError: for a model that has no such switch.
     """
     known: Any = model
-    if isinstance(model, PreTrainedModel):
+    if hasattr(model, "gradient_checkpointing_enable"):
         known.gradient_checkpointing_enable({"use_reentrant": False})
     elif hasattr(model, "set_grad_checkpointing"):
         known.set_grad_checkpointing(True)

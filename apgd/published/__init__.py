@@ -14,8 +14,18 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["IN_DOMAIN", "Confidence", "Family", "PublishedRow", "published_rows", "task_title"]
+__all__ = [
+    "IN_DOMAIN",
+    "TOLERANCE",
+    "Confidence",
+    "Family",
+    "PublishedRow",
+    "published_rows",
+    "task_title",
+]
 
+TOLERANCE = 1.0
+"""Percentage points within which a published score counts as reproduced by default."""
 IN_DOMAIN = "in-domain"
 """The protocol in which all of a suite's tasks are merged and tested."""
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from apgd.data import Examples, ImageExamples, Split, Task
 from apgd.data.examples import image_examples, is_ready
 from apgd.data.hub import HubDataset
-from apgd.data.origins.local import class_names_in
 from apgd.data.prepared import prepare
 from apgd.errors import InputError
 from apgd.heads import Head
@@ -162,6 +161,8 @@ def own_task(name: str, path: Path) -> OwnTask:
     _check_name(name)
     if not path.exists():
         raise InputError(f"task {name} must exist, but {path} does not")
+    from apgd.data.origins.local import class_names_in  # which imports the library datasets
+
     described = _described(path) if path.suffix == ".json" else {"data": str(path)}
     data = (path.parent / str(described["data"])).resolve()
     label = str(described.get("label_column", "label"))

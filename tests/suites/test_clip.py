@@ -112,7 +112,14 @@ def suite_of(geometry: Geometry, **changes: object) -> ClipSuite:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ViT-B-32",
+        pytest.param("ViT-B-16", marks=pytest.mark.slow),
+        pytest.param("ViT-L-14", marks=pytest.mark.slow),
+    ],
+)
 def test_whole_path_with_own_experts(
     name: str, cache: HubCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

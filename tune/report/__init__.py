@@ -2,7 +2,6 @@
 
 from tune.report.axis import Axis
 from tune.report.build import build_report, write_report
-from tune.report.comparison import TOLERANCE
 from tune.report.document import Report, Table
 
-__all__ = ["TOLERANCE", "Axis", "Report", "Table", "build_report", "write_report"]
+__all__ = ["Axis", "Report", "Table", "build_report", "write_report"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from apgd.data import Examples
 from apgd.files import atomic_path, write_text
+from apgd.published import TOLERANCE
 from tune.report.axis import Axis
-from tune.report.comparison import TOLERANCE, compare, comparison_section
+from tune.report.comparison import compare, comparison_section
 from tune.report.document import (
     Block,
     Document,

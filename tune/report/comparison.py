@@ -8,7 +8,7 @@ judged only where both agree.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from apgd.published import IN_DOMAIN, Family, PublishedRow, published_rows
+from apgd.published import IN_DOMAIN, TOLERANCE, Family, PublishedRow, published_rows
 from apgd.statistics import Interval
 from tune.records import Variant
 from tune.report.document import Section, Table, TableRow, Text, Warnings, numbers, words
@@ -17,9 +17,6 @@ from tune.report.formatting import condition as titled
 from tune.report.measures import Column, measured
 from tune.report.published_section import FAMILIES, PUBLISHED_NAMES
 from tune.report.run import EXPERTS, PRETRAINED, Run
-
-TOLERANCE = 1.0
-"""Percentage points within which a cell counts as reproduced, where nothing else is said."""
 
 
 class Verdict(StrEnum):
