@@ -11,6 +11,7 @@ from tune.records import Kind, Record, Variant
 from tune.search import BATCH, StudyRouter
 from tune.studies import Study, best_trial, searched, trial_job
 from tune.trial import METRIC
+from tune.workers import Worker
 
 STUDIES = [
     Study("doge_ta", 0, 10, 128, 8),
@@ -123,3 +124,10 @@ def trial(number: int, accuracy: float) -> Record:
 def test_best_trial_is_the_earliest_of_the_best() -> None:
     trials = [trial(0, 0.4), trial(1, 0.6), trial(2, 0.6)]
     assert best_trial(trials, ["a", "b"]).details["number"] == 1
+
+
+def test_a_handle_of_a_worker_names_types_and_does_not_hold_them() -> None:
+    methods = [getattr(Worker, name) for name in vars(Worker) if not name.startswith("_")]
+    annotations = [a for method in methods for a in method.__annotations__.values()]
+    assert len(annotations) > 10
+    assert all(isinstance(annotation, str) for annotation in annotations)
