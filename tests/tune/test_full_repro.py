@@ -242,8 +242,12 @@ def test_killed_and_interrupted_runs_end_with_the_same_numbers(
     assert "seeds: 2" in output
     whole, found = results(smoke[0]), results(tmp_path)
     kept = (*chosen, "pretrained", "experts")
-    expected = {key: record for key, record in whole.items() if record.method in kept}
-    assert len(expected) == 8  # three trials and five rows
+    expected = {
+        key: record
+        for key, record in whole.items()
+        if record.kind is Kind.EXPERT or record.method in kept
+    }
+    assert len(expected) == 8 + 3 + 5  # experts, trials, rows
     assert {key for key, record in found.items() if record.seed == 0} == set(expected)
     assert sum(record.seed == 1 for record in found.values()) == len(expected) - 1  # no pretrained
     for key, record in expected.items():
