@@ -12,15 +12,12 @@ from apgd.errors import InputError
 from apgd.export.content import TOKENIZER_FILES, Content, copy_companions
 from apgd.models.clip_hub import CONFIG, read_config
 from apgd.models.clip_layouts import Library
-
-_SHARED = "shared.weight"
-_HEAD = "lm_head.weight"
-_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+from apgd.models.t5 import COPIES, EMBEDDING, LOGITS
 
 
 def is_text_to_text(names: Iterable[str]) -> bool:
     """Whether names of parameters are a T5's."""
-    return _SHARED in names
+    return EMBEDDING in names
 
 
 def write_text_to_text(weights: Weights, out: Path, library: Library, base: Path | None) -> Content:
@@ -64,14 +61,14 @@ def _check(state: dict[str, Tensor], config: T5Config, label: str) -> None:
     with torch.device("meta"):
         model = T5ForConditionalGeneration(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for copy in _COPIES:
-        if copy in state and not torch.equal(state[copy], state[_SHARED]):
-            raise InputError(f"{copy} of {label} must be a copy of {_SHARED}, but is another one")
+    for copy in COPIES:
+        if copy in state and not torch.equal(state[copy], state[EMBEDDING]):
+            raise InputError(f"{copy} of {label} must be a copy of {EMBEDDING}, but is another one")
     for name, shape in expected.items():
-        if name in _COPIES and name not in state:
+        if name in COPIES and name not in state:
             continue
         found = tuple(state[name].shape) if name in state else None
-        if name == _HEAD and found is None:
+        if name == LOGITS and found is None:
             continue  # answers are then scored with the embeddings
         if found != shape:
             raise InputError(

@@ -22,7 +22,8 @@ from apgd.source import source_hash
 EMBEDDING = "shared.weight"
 LOGITS = "lm_head.weight"
 _CODE = ("apgd.models.t5", "apgd.pickled")
-_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""Names under which other versions and libraries store the embedding as well."""
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _LOGITS_STD = 0.05
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -92,13 +93,13 @@ def build_t5(config: T5Config) -> T5ForConditionalGeneration:
 def _without_copies(
     _module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any
 ) -> None:
-    for name in _COPIES:
+    for name in COPIES:
         del state[prefix + name]
 
 
 def _with_copies(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     if prefix + EMBEDDING in state:
-        state.update({prefix + name: state[prefix + EMBEDDING] for name in _COPIES})
+        state.update({prefix + name: state[prefix + EMBEDDING] for name in COPIES})
 
 
 def t5_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -130,7 +131,7 @@ def canonical_t5(path: Path, label: str) -> Path:
             _write(InMemory(f"{label} ({path})", load_pickled(path)[0]), made)
         return made
     weights = InFiles(label, path)
-    if EMBEDDING in weights.names() and not {*_COPIES, _UNUSED} & set(weights.names()):
+    if EMBEDDING in weights.names() and not {*COPIES, _UNUSED} & set(weights.names()):
         _check_untied(weights)
         return path
     made = _place([weights.identity()])
@@ -152,20 +153,20 @@ def _write(weights: Weights, path: Path) -> None:
     """Write weights with one name for the embedding, and without what no model uses."""
     _check_untied(weights)
     names = set(weights.names())
-    embedding = weights[min(names & {EMBEDDING, *_COPIES})]
-    for name in names & {EMBEDDING, *_COPIES}:
+    embedding = weights[min(names & {EMBEDDING, *COPIES})]
+    for name in names & {EMBEDDING, *COPIES}:
         if not torch.equal(weights[name], embedding):
             raise InputError(
                 f"{name} of {weights.label} must be the one embedding that encoder and decoder "
                 f"share, but it is another one"
             )
-    kept = {n: weights[n] for n in sorted(names - {EMBEDDING, *_COPIES, _UNUSED})}
+    kept = {n: weights[n] for n in sorted(names - {EMBEDDING, *COPIES, _UNUSED})}
     save_weights(path, kept | {EMBEDDING: embedding}, for_transformers=True)
 
 
 def _check_untied(weights: Weights) -> None:
     names = set(weights.names())
-    if not names & {EMBEDDING, *_COPIES}:
+    if not names & {EMBEDDING, *COPIES}:
         raise InputError(f"{weights.label} must be a T5, but holds no {EMBEDDING}")
     if LOGITS not in names:
         raise InputError(
