@@ -32,7 +32,7 @@ class Needs:
     largest: str
     """The merged parameter that needs most memory."""
     largest_bytes: int
-    """Working memory that it needs, N + 6 times its size in float32."""
+    """Working memory that it needs, N + 6 times its size in float32 for most methods."""
     working_bytes: int
     """Working memory of the merge, on the computing device."""
     result_bytes: int
@@ -62,8 +62,8 @@ def needs(method: Method, vectors: TaskVectors, *, shard_bytes: int | None) -> N
     merged = sum(sizes[name] for name in vectors.names)
     single = max(size * base.dtype(name).itemsize for name, size in sizes.items())
     largest_shard = max(min(shard_bytes or 0, total), single)
-    largest = vectors.largest_first()[0]
-    largest_bytes = vectors.working_bytes(largest)
+    largest = max(vectors.names, key=lambda name: method.working_bytes(vectors, name))
+    largest_bytes = method.working_bytes(vectors, largest)
     working = largest_bytes
     if isinstance(vectors.executor, Here):
         working = max(largest_bytes, vectors.executor.memory or largest_bytes + SPARE_BYTES)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apgd.checkpoints import WeightSource
 from apgd.estimate import check_memory, needs
+from apgd.evidence import NO_EVIDENCE, Evidence
 from apgd.execution import Executor
 from apgd.methods import MergedLayer, Method, MethodParams, Value, methods
 from apgd.summary import LayerSummary, MergeSummary
@@ -33,10 +34,11 @@ def merge(
     select: Select | None = None,
     device: str | torch.device = "cpu",
     executor: Executor | None = None,
+    evidence: Evidence = NO_EVIDENCE,
     progress: Progress | None = None,
     **params: Value,
 ) -> Merged:
-    """Merge experts that were fine-tuned from one base into one model, without data.
+    """Merge experts that were fine-tuned from one base into one model.
 
     The result is in memory; `apgd.merge_files` writes one of any size to disk as it goes.
 
@@ -50,6 +52,7 @@ def merge(
         device: where the merge is computed.
         executor: who computes it; this process where None, a cluster with
             `tune.ray_executor.RayExecutor`.
+        evidence: what the method needs besides base and experts; nothing for most.
         progress: called with the entries merged so far and their total.
         **params: the method's parameters by name; those left out have their published value.
 
@@ -59,24 +62,29 @@ def merge(
 
     Raises:
         InputError: for an unknown method or parameter, a value outside its range, experts that do
-            not fit the base, or weights that are not finite.
+            not fit the base, weights that are not finite, or evidence that is missing.
     """
     chosen = methods[method]
     settings = chosen.parse(params)
     vectors = TaskVectors(base, experts, select, device=device, keep=False, executor=executor)
-    chosen.check(vectors, settings)
+    chosen.check(vectors, settings, evidence)
     check_memory(needs(chosen, vectors, shard_bytes=None), vectors)
-    return merge_vectors(chosen, settings, vectors, progress)
+    return merge_vectors(chosen, settings, vectors, progress, evidence)
 
 
 def merge_vectors(
-    method: Method, params: MethodParams, vectors: TaskVectors, progress: Progress | None = None
+    method: Method,
+    params: MethodParams,
+    vectors: TaskVectors,
+    progress: Progress | None = None,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> Merged:
     """`merge` with everything opened and checked."""
     started = time.perf_counter()
     layers: dict[str, MergedLayer] = {}
     total = sum(math.prod(vectors.shape(name)) for name in vectors.names)
-    for name, layer in method.layers(vectors, params, method.prepare(vectors, params)):
+    vectors = method.transform(vectors, params)
+    for name, layer in method.layers(vectors, params, method.prepare(vectors, params, evidence)):
         layers[name] = layer
         if progress is not None:
             progress(sum(math.prod(vectors.shape(done)) for done in layers), total)

@@ -14,7 +14,8 @@ def source_hash(*modules: str) -> str:
     It is computed once per process: what was imported does not change when a file is edited later.
 
     Args:
-        *modules: dotted names; a package stands for every module below it.
+        *modules: dotted names; a package stands for every module below it, in all folders on its
+            path.
     """
     digest = hashlib.sha256()
     for module in modules:
@@ -22,9 +23,10 @@ def source_hash(*modules: str) -> str:
         if spec is None or spec.origin is None:
             raise ModuleNotFoundError(f"no module named {module!r}")
         origin = Path(spec.origin)
-        package = spec.submodule_search_locations is not None
-        for path in sorted(origin.parent.rglob("*.py")) if package else [origin]:
-            digest.update(path.relative_to(origin.parent).as_posix().encode())
+        folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+        files = [(folder, path) for folder in folders for path in sorted(folder.rglob("*.py"))]
+        for folder, path in files or [(origin.parent, origin)]:
+            digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

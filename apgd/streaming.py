@@ -31,6 +31,7 @@ from apgd.checkpoints import (
 )
 from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, needs
+from apgd.evidence import NO_EVIDENCE, Evidence, describe
 from apgd.execution import Executor, Here, give_back_memory
 from apgd.files import atomic_path, check_writable, content_key, is_leftover, write_json
 from apgd.merging import Progress, summarise
@@ -63,6 +64,7 @@ def merge_files(
     select: Select | None = None,
     device: str | torch.device = "cpu",
     executor: Executor | None = None,
+    evidence: Evidence = NO_EVIDENCE,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -83,6 +85,8 @@ def merge_files(
         select: as in `apgd.merge`.
         device: where the merge is computed.
         executor: who computes it; every machine must then see base, experts and `out`.
+        evidence: what the method needs besides base and experts; statistics must be files that
+            every machine sees.
         shard_bytes: size in bytes of a shard; a larger tensor has one of its own.
         overwrite: replace another merge in `out`, instead of refusing to.
         progress: called after each shard.
@@ -97,8 +101,8 @@ def merge_files(
     chosen = methods[method]
     settings = chosen.parse(params)
     vectors = TaskVectors(base, experts, select, device=device, keep=False, executor=executor)
-    chosen.check(vectors, settings)
-    return stream(chosen, settings, vectors, out, shard_bytes, overwrite, progress)
+    chosen.check(vectors, settings, evidence)
+    return stream(chosen, settings, vectors, out, shard_bytes, overwrite, progress, evidence)
 
 
 def stream(
@@ -109,11 +113,12 @@ def stream(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> MergeSummary:
     """`merge_files` with everything opened and checked."""
     started = time.perf_counter()
     shards = plan_shards(vectors, shard_bytes)
-    job = job_of(method, params, vectors, shards)
+    job = job_of(method, params, vectors, shards, evidence)
     check_memory(needs(method, vectors, shard_bytes=shard_bytes), vectors)
     out = Path(out).resolve()  # as other machines are told it
     check_apart(out, vectors)
@@ -124,13 +129,14 @@ def stream(
     check_disk(sum(_bytes(vectors, name) for shard in missing for name in shard.names), out)
     _check_folder(out, job, overwrite)
     with _alone_in(out):
-        return _write(method, params, vectors, out, shards, job, done, progress, started)
+        return _write(method, params, vectors, evidence, out, shards, job, done, progress, started)
 
 
 def _write(
     method: Method,
     params: MethodParams,
     vectors: TaskVectors,
+    evidence: Evidence,
     out: Path,
     shards: list[Shard],
     job: dict[str, Any],
@@ -148,10 +154,11 @@ def _write(
     write_json(out / _JOB, job)
     _clean(out, keep=set(done))
     if missing:
-        prepared = method.prepare(vectors, params)
+        vectors = method.transform(vectors, params)
+        prepared = method.prepare(vectors, params, evidence)
         write = partial(_write_shard, method, params, prepared, job["key"], out)
         missing.sort(key=lambda shard: -sum(sizes[n] for n in shard.names if n in vectors.names))
-        for shard, layers in _write_all(write, vectors, missing):
+        for shard, layers in _write_all(method, write, vectors, missing):
             done[shard.file] = layers
             written += sum(sizes[name] for name in shard.names)
             report(written, sum(sizes.values()))
@@ -188,7 +195,11 @@ def plan_shards(vectors: TaskVectors, shard_bytes: int) -> list[Shard]:
 
 
 def job_of(
-    method: Method, params: MethodParams, vectors: TaskVectors, shards: list[Shard]
+    method: Method,
+    params: MethodParams,
+    vectors: TaskVectors,
+    shards: list[Shard],
+    evidence: Evidence = NO_EVIDENCE,
 ) -> dict[str, Any]:
     """What defines the content of an output folder; its `key` goes into every shard."""
     job = {
@@ -196,6 +207,7 @@ def job_of(
         "params": params.as_dict(),
         "experts": list(vectors.experts),  # in their order
         "inputs": {name: source.identity() for name, source in vectors.sources.items()},
+        "evidence": describe(evidence),
         "merged": list(vectors.names),
         "shards": [asdict(shard) for shard in shards],
         "code": source_hash("apgd"),
@@ -281,6 +293,7 @@ def _read_job(path: Path) -> dict[str, Any]:
 
 
 def _write_all(
+    method: Method,
     write: Callable[[TaskVectors, Shard], list[dict[str, Any]]],
     vectors: TaskVectors,
     shards: list[Shard],
@@ -289,17 +302,17 @@ def _write_all(
     if isinstance(vectors.executor, Here):  # which works on a shard's layers side by side
         results = ((i, write(vectors, shard)) for i, shard in enumerate(shards))
     else:
-        sizes = [_working_bytes(vectors, shard) for shard in shards]
+        sizes = [_working_bytes(method, vectors, shard) for shard in shards]
         results = vectors.executor.map(write, vectors, shards, sizes)
     for index, layers in results:
         yield shards[index], [layer_from_dict(layer) for layer in layers]
 
 
-def _working_bytes(vectors: TaskVectors, shard: Shard) -> int:
+def _working_bytes(method: Method, vectors: TaskVectors, shard: Shard) -> int:
     """Memory in bytes that merging a shard takes: what is not merged is only copied."""
     merged = set(vectors.names)
     return max(
-        vectors.working_bytes(name) if name in merged else vectors.stored_bytes(name)
+        method.working_bytes(vectors, name) if name in merged else vectors.stored_bytes(name)
         for name in shard.names
     )
 

@@ -203,16 +203,22 @@ class TaskVectors:
         """The sum over the merged parameters of integers that `function` finds; see `map`."""
         return sum((found for _, found in self.map(function)), start=torch.tensor(0, device="cpu"))
 
-    def map(self, function: Callable[[str, Tensor], R]) -> Iterator[tuple[str, R]]:
+    def map(
+        self,
+        function: Callable[[str, Tensor], R],
+        working_bytes: Callable[[str], int] | None = None,
+    ) -> Iterator[tuple[str, R]]:
         """Name of every merged parameter, and what `function` makes of it, as they are done.
 
         The executor calls it, in any order, several at a time or in other processes.
 
         Args:
             function: called with name and τ (N, *shape); picklable and pure.
+            working_bytes: memory that it needs for a parameter of this name, τ included; this
+                object's own `working_bytes`, where None.
         """
         names = self.largest_first()
-        sizes = [self.working_bytes(name) for name in names]
+        sizes = [(working_bytes or self.working_bytes)(name) for name in names]
         for index, result in self.executor.map(partial(_on_one, function), self, names, sizes):
             yield names[index], result
 

@@ -23,7 +23,8 @@ from apgd.checkpoints import save_weights
 from apgd.files import write_json
 from apgd.machine import name_of
 from apgd.merging import merge_vectors
-from apgd.methods import doge_ta, methods
+from apgd.methods import methods
+from apgd.methods._apgd import decomposition_cost
 from apgd.projective import decompositions_at_once
 from experiments.benchmark_merge import random_weights
 from tune.cluster import Cluster, ray_session
@@ -151,7 +152,7 @@ def _calculated(solver: str, experts: int, nodes: int, console: Console) -> dict
     times = []
     for shape in shapes:
         whole = method.cost(shape, experts, params)
-        decompositions = doge_ta.decomposition_cost(shape, experts).flops
+        decompositions = decomposition_cost(shape, experts).flops
         side_by_side = min(node.threads_per_worker, decompositions_at_once(min(shape)))
         times.append(
             decompositions / (node.core_flops * side_by_side)

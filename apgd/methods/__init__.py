@@ -2,7 +2,8 @@
 
 A method is a frozen dataclass of parameters and a pure function of one matrix's task vectors and
 parameters; see `Method`. A module in this package that defines one at top level is on the command
-line, in the search and under the contract tests.
+line, in the search and under the contract tests; so is one in a folder that the environment
+variable APGD_METHODS names.
 """
 
 import sys
@@ -18,9 +19,10 @@ from apgd.methods._method import (
     choice_parameter,
     parameter,
 )
-from apgd.registry import Registry
+from apgd.methods._registry import Methods, own_folders
 
-methods: Registry[Method] = Registry(sys.modules[__name__], Method, "method")
+own_folders(sys.modules[__name__])
+methods = Methods(sys.modules[__name__], Method, "method")
 
 __all__ = [
     "Combined",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apgd.cost import Cost
 from apgd.errors import InputError
+from apgd.evidence import NO_EVIDENCE, Evidence, Need
 from apgd.projective import task_norms
 from apgd.summary import Detail, LayerSummary
 from apgd.task_vectors import Delta, TaskVectors
@@ -223,8 +224,18 @@ def read_once(shape: tuple[int, int], experts: int, _params: Any) -> Cost:
     return Cost(bytes=4 * math.prod(shape) * (experts + 1))
 
 
-def _nothing(_vectors: TaskVectors, _params: Any) -> None:
+def _nothing(_vectors: TaskVectors, _params: Any, _evidence: Evidence) -> None:
     """What most methods know about the whole model before they merge its matrices."""
+
+
+def _as_they_are(vectors: TaskVectors, _params: Any) -> TaskVectors:
+    """The task vectors that most methods work on."""
+    return vectors
+
+
+def six_copies(shape: tuple[int, int], experts: int) -> int:
+    """Memory in bytes for N + 6 times a matrix of this shape in float32."""
+    return 4 * math.prod(shape) * (experts + 6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,14 +252,23 @@ class Method:
     """Its parameters."""
     combine: Callable[[Tensor, Any, Any], Tensor | Combined]
     """Pure function of one matrix: task vectors (N, m, n), parameters, and what `prepare` found, to
-    θ − θ_0 (m, n). It is called for several matrices at a time, also in other processes, and holds
-    no more than six further matrices."""
-    prepare: Callable[[TaskVectors, Any], Any] = _nothing
-    """What matrices need to know about the whole model, such as thresholds; small and picklable."""
+    θ − θ_0 (m, n). It is called for several matrices at a time, also in other processes."""
+    needs: Need = Need.NOTHING
+    """What it needs besides base and experts."""
+    transform: Callable[[TaskVectors, Any], TaskVectors] = _as_they_are
+    """The task vectors that it works on, where these are not the experts' own."""
+    prepare: Callable[[TaskVectors, Any, Evidence], Any] = _nothing
+    """What matrices need to know about the whole model, such as thresholds; small and picklable.
+    Of a mapping by the matrices' names, `combine` gets its matrix's entry."""
     passes: int = 1
-    """How often the task vectors are read, by `prepare` and `combine` together."""
+    """How often the task vectors are read, by all three together."""
+    holds: Callable[[tuple[int, int], int], int] = six_copies
+    """Memory in bytes that is enough to combine one matrix, from its shape and the number of
+    experts, its task vectors included."""
     cost: Callable[[tuple[int, int], int, Any], Cost] = read_once
     """The work of one matrix, from its shape, the number of experts and the parameters."""
+    with_apgd: bool = True
+    """Whether APGD's modification vector can be added to its task vectors first (`--plug apgd`)."""
 
     def parse(self, values: Mapping[str, Value]) -> MethodParams:
         """Parameters from names and values; those left out have their published value.
@@ -265,12 +285,19 @@ class Method:
                 )
         return self.params(**values)
 
-    def check(self, vectors: TaskVectors, params: MethodParams) -> None:
-        """Raise InputError where these parameters and these task vectors do not go together.
+    def check(
+        self, vectors: TaskVectors, params: MethodParams, evidence: Evidence = NO_EVIDENCE
+    ) -> None:
+        """Raise InputError where parameters, task vectors and evidence do not go together.
 
-        That is where a parameter exceeds what the model allows, or a merged parameter is not a
-        matrix.
+        That is where a parameter exceeds what the model allows, a merged parameter is not a
+        matrix, or the method needs what is not there.
         """
+        if not evidence.meets(self.needs):
+            raise InputError(
+                f"method {self.name} needs {self.needs}, but got none; give the suite whose tasks "
+                f"the experts were trained on (--suite), or choose a data-free method"
+            )
         for name in vectors.names:
             if len(vectors.shape(name)) != 2:
                 raise InputError(
@@ -279,20 +306,36 @@ class Method:
                 )
         params.check_rank(vectors.smallest_rank)
 
+    def working_bytes(self, vectors: TaskVectors, name: str) -> int:
+        """Memory in bytes that is enough to read one matrix's task vectors and combine them."""
+        rows, columns = vectors.shape(name)
+        return max(vectors.working_bytes(name), self.holds((rows, columns), len(vectors)))
+
     def layers(
         self, vectors: TaskVectors, params: MethodParams, prepared: Any
     ) -> Iterator[tuple[str, MergedLayer]]:
-        """Every merged matrix, as it is done; `prepared` is what `prepare` found."""
-        return vectors.map(partial(_merge_layer, self, params, prepared))
+        """Every merged matrix, as it is done.
 
-    def merge(self, vectors: TaskVectors, params: MethodParams) -> Delta:
+        Args:
+            vectors: what `transform` made.
+            params: the parameters.
+            prepared: what `prepare` found.
+        """
+        return vectors.map(
+            partial(_merge_layer, self, params, prepared), partial(self.working_bytes, vectors)
+        )
+
+    def merge(
+        self, vectors: TaskVectors, params: MethodParams, evidence: Evidence = NO_EVIDENCE
+    ) -> Delta:
         """θ − θ_0 for the merged parameters.
 
         Raises:
             InputError: as `check` does.
         """
-        self.check(vectors, params)
-        layers = self.layers(vectors, params, self.prepare(vectors, params))
+        self.check(vectors, params, evidence)
+        vectors = self.transform(vectors, params)
+        layers = self.layers(vectors, params, self.prepare(vectors, params, evidence))
         return {name: layer.delta for name, layer in sorted(layers, key=lambda item: item[0])}
 
 
@@ -300,7 +343,8 @@ def _merge_layer(
     method: Method, params: MethodParams, prepared: Any, name: str, tau: Tensor
 ) -> MergedLayer:
     started = time.perf_counter()
-    combined = method.combine(tau, params, prepared)
+    known = prepared[name] if isinstance(prepared, Mapping) else prepared
+    combined = method.combine(tau, params, known)
     if isinstance(combined, Tensor):
         combined = Combined(combined)
     delta = combined.delta.to("cpu", torch.float32)

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from apgd.evidence import Evidence
 from apgd.methods._method import (
     Combined,
     Method,
@@ -56,7 +57,7 @@ def disjoint_merge(
     return agreeing.sum(dim=0) / counts
 
 
-def _prepare(vectors: TaskVectors, params: TiesParams) -> _Prepared:
+def _prepare(vectors: TaskVectors, params: TiesParams, _evidence: Evidence) -> _Prepared:
     thresholds = vectors.magnitude_thresholds(params.keep_ratio)
     balance = vectors.total(partial(_balance, thresholds))
     return _Prepared(thresholds, balance.sign())

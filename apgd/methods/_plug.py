@@ -1,0 +1,121 @@
+"""Plug-and-play: APGD's modification vector added to every task vector, before any other rule.
+
+Source: Wei et al., ICML 2025 (arXiv 2501.01230), where Δ is found independently of how the task
+vectors are combined afterwards.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from apgd.cost import Cost
+from apgd.errors import InputError
+from apgd.evidence import Evidence
+from apgd.methods._apgd import ApgdParams, modification, modification_cost
+from apgd.methods._method import Combined, Method, MethodParams, Value
+from apgd.task_vectors import TaskVectors
+from apgd.transformed import Transformed
+
+SUFFIX = "+apgd"
+"""What the name of a method ends in that APGD comes before."""
+_PREFIX = "apgd_"
+
+
+class PluggedParams(MethodParams):
+    """Parameters of a method under their names, and those of APGD before it after `apgd_`."""
+
+    inner_type: ClassVar[type[MethodParams]]
+
+    @property
+    def apgd(self) -> ApgdParams:
+        """Those of APGD."""
+        values: dict[str, Any] = {**_taken_off(self.as_dict())}
+        return ApgdParams(**values)
+
+    @property
+    def inner(self) -> MethodParams:
+        """Those of the method."""
+        values = self.as_dict()
+        return self.inner_type(**{k: v for k, v in values.items() if not k.startswith(_PREFIX)})
+
+    def resolved(self, rank: int, experts: int) -> Self:
+        """Both filled in from the model."""
+        filled = put_on(self.apgd.resolved(rank, experts).as_dict())
+        return dataclasses.replace(self, **filled, **self.inner.resolved(rank, experts).as_dict())
+
+
+def put_on(values: Mapping[str, Value]) -> dict[str, Value]:
+    """APGD's parameters under the names that they have in a method that it comes before."""
+    return {f"{_PREFIX}{name}": value for name, value in values.items()}
+
+
+def _taken_off(values: Mapping[str, Value]) -> dict[str, Value]:
+    found = values.items()
+    return {k.removeprefix(_PREFIX): v for k, v in found if k.startswith(_PREFIX)}
+
+
+@cache
+def plugged(inner: Method) -> Method:
+    """The method that `inner` is once APGD has modified the task vectors.
+
+    Raises:
+        InputError: where it has APGD in it already.
+    """
+    if not inner.with_apgd:
+        raise InputError(f"APGD can come before methods without it, but {inner.name} has it in it")
+    return Method(
+        name=inner.name + SUFFIX,
+        title=f"{inner.title} + APGD",
+        source=f"{inner.source}; after Wei et al., ICML 2025 (arXiv 2501.01230)",
+        params=_params_of(inner),
+        needs=inner.needs,
+        combine=partial(_combine, inner),
+        transform=partial(_transform, inner),
+        prepare=partial(_prepare, inner),
+        passes=inner.passes,
+        holds=inner.holds,
+        cost=partial(_cost, inner),
+        with_apgd=False,
+    )
+
+
+def _params_of(inner: Method) -> type[PluggedParams]:
+    def of(params: type[MethodParams], prefix: str) -> list[tuple[str, Any, Any]]:
+        return [
+            (prefix + f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata))
+            for f in dataclasses.fields(params)
+        ]
+
+    return dataclasses.make_dataclass(
+        f"{inner.params.__name__}WithApgd",
+        [*of(inner.params, ""), *of(ApgdParams, _PREFIX)],
+        bases=(PluggedParams,),
+        namespace={"inner_type": inner.params},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def _transform(inner: Method, vectors: TaskVectors, params: PluggedParams) -> TaskVectors:
+    return inner.transform(Transformed(vectors, partial(_modified, params.apgd)), params.inner)
+
+
+def _modified(params: ApgdParams, _name: str, tau: Tensor) -> Tensor:  # (N, m, n) -> (N, m, n)
+    return tau + modification(tau, params).delta
+
+
+def _prepare(inner: Method, vectors: TaskVectors, params: PluggedParams, known: Evidence) -> Any:
+    return inner.prepare(vectors, params.inner, known)
+
+
+def _combine(inner: Method, tau: Tensor, params: PluggedParams, prepared: Any) -> Tensor | Combined:
+    return inner.combine(tau, params.inner, prepared)
+
+
+def _cost(inner: Method, shape: tuple[int, int], experts: int, params: PluggedParams) -> Cost:
+    # Where task vectors are not kept, it is computed for every pass.
+    apgd = modification_cost(shape, experts, params.apgd) * inner.passes
+    return inner.cost(shape, experts, params.inner) + apgd

@@ -1,0 +1,31 @@
+"""The known methods."""
+
+import os
+from types import ModuleType
+
+from apgd.methods._method import Method
+from apgd.methods._plug import SUFFIX, plugged
+from apgd.registry import Registry
+
+PATH_VARIABLE = "APGD_METHODS"
+"""The environment variable that names further folders of methods."""
+
+
+class Methods(Registry[Method]):
+    """The known methods; `NAME+apgd` gives one with APGD's modification vector added first."""
+
+    def __getitem__(self, name: str) -> Method:
+        """The method of that name.
+
+        Raises:
+            InputError: for an unknown method, or one that cannot have APGD before it.
+        """
+        if not name.endswith(SUFFIX):
+            return super().__getitem__(name)
+        return plugged(self[name.removesuffix(SUFFIX)])
+
+
+def own_folders(package: ModuleType) -> None:
+    """Look for methods also in the folders that the environment names, as in PATH."""
+    named = os.environ.get(PATH_VARIABLE, "")
+    package.__path__.extend(folder for folder in named.split(os.pathsep) if folder)
