@@ -1,4 +1,4 @@
-"""One contract for every registered method, and closed forms for each."""
+"""Closed forms of methods, their registry, and APGD before another method."""
 
 import dataclasses
 import types
@@ -8,84 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from apgd import InputError, TaskVectors, merge
-from apgd.methods import Limit, Method, MethodParams, methods
+from apgd import InputError, merge
+from apgd.methods import Method, MethodParams, methods
+from apgd.methods._apgd import ApgdParams, modification
 from apgd.methods.doge_ta import DogeTaParams
 from apgd.registry import Registry
 from tests.conftest import State
 
 Make = Callable[..., tuple[State, dict[str, State]]]
-EVERY = list(methods)
-
-
-@pytest.mark.parametrize("name", EVERY)
-class TestContract:
-    def test_is_pure_and_deterministic(self, name: str, model: Make) -> None:
-        base, experts = model()
-        kept = {n: t.clone() for n, t in base.items()}
-        kept_experts = {e: {n: t.clone() for n, t in s.items()} for e, s in experts.items()}
-        first, second = merge(name, base, experts), merge(name, base, experts)
-        for parameter in base:
-            assert torch.equal(first[parameter], second[parameter])
-            assert torch.equal(base[parameter], kept[parameter])
-            for expert in experts:
-                assert torch.equal(experts[expert][parameter], kept_experts[expert][parameter])
-
-    def test_keeps_keys_dtypes_and_unselected_tensors(self, name: str, model: Make) -> None:
-        base, experts = model()
-        half = {n: t.half() for n, t in base.items()}
-        merged = merge(name, half, experts, select=lambda n, _t: n == "tall")
-        assert list(merged) == sorted(half)
-        assert all(merged[n].dtype == torch.float16 for n in half)
-        assert all(torch.equal(merged[n], half[n]) for n in half if n != "tall")
-        assert not torch.equal(merged["tall"], half["tall"])
-        assert all(torch.isfinite(t).all() for t in merged.values())
-
-    def test_order_of_experts_does_not_matter(self, name: str, model: Make) -> None:
-        base, experts = model(5)
-        merged = merge(name, base, experts)
-        turned = merge(name, base, dict(reversed(experts.items())))
-        for parameter in base:
-            torch.testing.assert_close(merged[parameter], turned[parameter], rtol=1e-4, atol=1e-6)
-
-    def test_kept_and_reread_task_vectors_agree(self, name: str, model: Make) -> None:
-        base, experts = model()
-        method = methods[name]
-        kept = TaskVectors(base, experts, keep=True)
-        reread = TaskVectors(base, experts, keep=False)
-        params = method.parse({})
-        ours, theirs = method.merge(kept, params), method.merge(reread, params)
-        assert all(torch.equal(ours[n], theirs[n]) for n in kept.names)
-
-    def test_experts_equal_to_the_base_change_nothing(self, name: str, model: Make) -> None:
-        base, _ = model()
-        merged = merge(name, base, {"a": base, "b": base})
-        for parameter in base:
-            torch.testing.assert_close(merged[parameter], base[parameter], rtol=0, atol=1e-7)
-
-    def test_one_expert_merges(self, name: str, model: Make) -> None:
-        base, experts = model(1)
-        merged = merge(name, base, experts)
-        assert all(torch.isfinite(t).all() for t in merged.values())
-
-    def test_parameters_are_declared_completely(self, name: str) -> None:
-        for declared in methods[name].params.declared():
-            assert declared.meaning
-            declared.check(declared.default)
-            if declared.search is not None:
-                low, high = declared.search
-                declared.check(declared.kind(low))
-                if isinstance(high, Limit):
-                    assert declared.high is high
-                else:
-                    assert low < high
-                    declared.check(declared.kind(high))
-                assert not declared.log or low > 0
-
-    def test_unknown_parameter_is_refused(self, name: str, model: Make) -> None:
-        base, experts = model()
-        with pytest.raises(InputError, match=f"unknown parameter 'shape' of method {name}"):
-            merge(name, base, experts, shape=1)
 
 
 def test_unknown_method_lists_the_known_ones(model: Make) -> None:
@@ -203,39 +133,72 @@ def test_bad_parameters_are_refused(
         merge(method, *model(), **params)
 
 
-METHOD_FILE = '''
-from dataclasses import dataclass
+METHOD_FILE = """
 from apgd.methods import Method, MethodParams
 
-@dataclass(frozen=True, kw_only=True)
-class Params(MethodParams):
-    """None."""
-
-dropped = Method(name="{name}", title="T", source="S", params=Params,
+dropped = Method(name="first", title="T", source="S", params=MethodParams,
                  combine=lambda tau, params, prepared: tau[0])
-'''
+"""
 
 
-def package(folder: Path, name: str) -> types.ModuleType:
-    made = types.ModuleType(name)
-    made.__path__ = [str(folder)]
-    return made
-
-
-def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Make) -> None:
+def test_two_methods_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "dropped_methods"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "first.py").write_text(METHOD_FILE.format(name="first"))
-    found = Registry(package(folder, "dropped_methods"), Method, "method")
-    assert list(found) == ["first"]
-    base, experts = model(2)
-    delta = found["first"].merge(TaskVectors(base, experts), found["first"].parse({}))
-    torch.testing.assert_close(delta["row"], experts["expert0"]["row"] - base["row"])
-    (folder / "second.py").write_text(METHOD_FILE.format(name="first"))
+    package = types.ModuleType("dropped_methods")
+    package.__path__ = [str(folder)]
+    (folder / "first.py").write_text(METHOD_FILE)
+    assert list(Registry(package, Method, "method")) == ["first"]
+    (folder / "second.py").write_text(METHOD_FILE)
     with pytest.raises(ValueError, match="two methods are named 'first'"):
-        list(Registry(package(folder, "dropped_methods"), Method, "method"))
+        list(Registry(package, Method, "method"))
+
+
+def test_apgd_comes_before_another_method(model: Make) -> None:
+    base, experts = model(4)
+    settings = {"apgd_eta": 0.3, "apgd_iterations": 20, "apgd_learning_rate": 1e-2}
+    merged = merge("weight_averaging+apgd", base, experts, **settings)
+    apgd = ApgdParams(eta=0.3, iterations=20, learning_rate=1e-2)
+    for name in ("tall", "wide", "square", "row"):
+        tau = torch.stack([state[name] - base[name] for state in experts.values()])
+        delta = modification(tau, apgd).delta
+        assert delta.norm() > 0.1 * tau.mean(dim=0).norm()
+        torch.testing.assert_close(merged[name], base[name] + tau.mean(dim=0) + delta)
+
+
+def test_ties_after_apgd_ranks_what_was_modified(model: Make) -> None:
+    base, experts = model(3)
+    settings = {"apgd_eta": 0.3, "apgd_iterations": 20, "apgd_learning_rate": 1e-2}
+    merged = merge("ties+apgd", base, experts, keep_ratio=0.4, **settings)
+    apgd = ApgdParams(eta=0.3, iterations=20, learning_rate=1e-2)
+    modified: dict[str, State] = {name: dict(base) for name in experts}
+    for name in ("tall", "wide", "square", "row"):
+        tau = torch.stack([state[name] - base[name] for state in experts.values()])
+        for expert, changed in zip(experts, tau + modification(tau, apgd).delta, strict=True):
+            modified[expert][name] = base[name] + changed
+    plain = merge("ties", base, modified, keep_ratio=0.4)
+    for name in base:
+        torch.testing.assert_close(merged[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_apgd_comes_only_once(model: Make) -> None:
+    for name in ("doge_ta+apgd", "ties+apgd+apgd"):
+        with pytest.raises(InputError, match="has it in it"):
+            merge(name, *model())
+    with pytest.raises(InputError, match="unknown method 'tias'"):
+        merge("tias+apgd", *model())
+
+
+def test_parameters_before_and_after_apgd_are_kept_apart() -> None:
+    params = methods["ties+apgd"].parse({"keep_ratio": 0.5, "apgd_eta": 0.1})
+    assert params.inner == methods["ties"].parse({"keep_ratio": 0.5})
+    assert params.apgd == ApgdParams(eta=0.1)
+    assert params.resolved(100, 5).as_dict() == {**params.as_dict(), "apgd_basis_size": 20}
+    with pytest.raises(InputError, match="apgd_eta must lie in"):
+        methods["ties+apgd"].parse({"apgd_eta": -1})
 
 
 def test_parameters_are_frozen() -> None:

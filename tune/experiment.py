@@ -16,7 +16,7 @@ from apgd.checkpoints import open_weights
 from apgd.errors import InputError
 from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, write_json
-from apgd.methods import methods
+from apgd.methods import PLUGS, SUFFIX, methods
 from apgd.published import TOLERANCE
 from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
@@ -37,6 +37,9 @@ class Experiment:
     """Name of the suite; `apgd suites` lists them."""
     methods: tuple[str, ...] = ("weight_averaging", "task_arithmetic", "ties", "doge_ta")
     """Merge methods to compare; `apgd methods` lists them."""
+    plug: str | None = None
+    """`apgd`: compare each method also with APGD's modification vector put before it, where it has
+    none in it (the same as naming METHOD+apgd)."""
     seeds: int = 1
     """Number of seeds, each with its own fine-tuning and its own search (seeds 0, 1, ...)."""
     trials: int = 24
@@ -83,6 +86,8 @@ class Experiment:
             _ = methods[name]
         if len(set(self.methods)) != len(self.methods):
             raise InputError(f"methods must not repeat, but got {', '.join(self.methods)}")
+        if self.plug is not None:
+            self._add_plugged()
         suite = self.full_suite
         if self.experts != OWN:
             ForeignExperts(suite, self.experts)
@@ -97,6 +102,13 @@ class Experiment:
                 f"tracking-uri must start with one of {', '.join(_TRACKING_SCHEMES)}, "
                 f"but got {self.tracking_uri!r}"
             )
+
+    def _add_plugged(self) -> None:
+        if self.plug not in PLUGS:
+            raise InputError(f"plug must be one of {', '.join(PLUGS)}, but got {self.plug!r}")
+        extended = dict.fromkeys(self.methods)
+        extended.update((n + SUFFIX, None) for n in self.methods if methods[n].with_apgd)
+        object.__setattr__(self, "methods", tuple(extended))
 
     @property
     def full_suite(self) -> Suite:

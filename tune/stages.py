@@ -254,7 +254,7 @@ def search(
             experiment.effective_trials,
             rank,
             len(suite.tasks),
-            tuple(suite.published.get(method, {}).items()),
+            tuple(suite.settings_of(method).items()),
         )
         for seed in range(experiment.seeds)
         for method in experiment.methods
@@ -347,14 +347,15 @@ def evaluate(
 
 def report(experiment: Experiment, suite: Suite, display: Display) -> Report:
     """Write the report's page, tables and figures into the run folder."""
+    known = dict.fromkeys((*methods, *experiment.methods))
     with display.stage("report", 1) as stage:
         axes = {
             name: [Axis(name=p.name, meaning=p.meaning, log=p.log) for p in searched(methods[name])]
-            for name in methods
+            for name in known
         }
         made = build_report(
             experiment.folder,
-            titles={name: method.title for name, method in methods.items()},
+            titles={name: methods[name].title for name in known},
             axes=axes,
             tolerance=experiment.tolerance,
             samples={

@@ -18,7 +18,7 @@ from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, expected_seconds, needs
 from apgd.files import check_writable, write_json
 from apgd.merging import Progress, merge_vectors
-from apgd.methods import Method, Parameter, methods
+from apgd.methods import PLUGS, SUFFIX, Method, Parameter, methods
 from apgd.streaming import SHARD_BYTES, check_apart, stream
 from apgd.suites import suites
 from apgd.summary import MergeSummary
@@ -48,6 +48,9 @@ def add_merge(
         allow_abbrev=False,
     )
     command.add_argument("--method", required=True, help=f"one of: {', '.join(methods)}")
+    command.add_argument(
+        "--plug", choices=PLUGS, help="put APGD's modification vector before the method"
+    )
     command.add_argument(
         "--base", required=True, type=Path, help="the base: a safetensors file, or a folder of them"
     )
@@ -108,12 +111,25 @@ def _method_named(arguments: Sequence[str]) -> Method | None:
     """The method that the command line names, where it names one that is known."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--method")
-    name = first.parse_known_args(list(arguments))[0].method
-    return methods.get(name, None)
+    first.add_argument("--plug")
+    found = first.parse_known_args(list(arguments))[0]
+    method = methods.get(found.method, None)
+    if method is None or found.plug not in PLUGS:
+        return method
+    return _chosen(found) if method.with_apgd else method
+
+
+def _chosen(options: argparse.Namespace) -> Method:
+    """The method, with what comes before it.
+
+    Raises:
+        InputError: where it is unknown, or nothing can come before it.
+    """
+    return methods[options.method + (SUFFIX if options.plug else "")]
 
 
 def _merge(options: argparse.Namespace) -> None:
-    method = methods[options.method]
+    method = _chosen(options)
     params = {
         declared.name: getattr(options, declared.name)
         for declared in method.params.declared()
@@ -286,7 +302,7 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 
 def _refuse_unknown_of_merge(unknown: Sequence[str], options: argparse.Namespace) -> None:
-    method = methods[options.method]
+    method = _chosen(options)
     if unknown:
         known = ", ".join(_option(declared) for declared in method.params.declared())
         raise InputError(

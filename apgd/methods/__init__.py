@@ -19,12 +19,15 @@ from apgd.methods._method import (
     choice_parameter,
     parameter,
 )
+from apgd.methods._plug import PLUGS, SUFFIX, put_on
 from apgd.methods._registry import Methods, own_folders
 
 own_folders(sys.modules[__name__])
 methods = Methods(sys.modules[__name__], Method, "method")
 
 __all__ = [
+    "PLUGS",
+    "SUFFIX",
     "Combined",
     "Limit",
     "MergedLayer",
@@ -35,4 +38,5 @@ __all__ = [
     "choice_parameter",
     "methods",
     "parameter",
+    "put_on",
 ]

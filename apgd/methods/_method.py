@@ -60,6 +60,15 @@ class Parameter:
         high = "r]" if isinstance(self.high, Limit) else _bound(self.high)
         return f"{'(' if self.open_low else '['}{self.low:g}, {high}"
 
+    @property
+    def search_text(self) -> str:
+        """Where a search looks, as people write it; a dash where it does not."""
+        if self.search is None:
+            return "–"
+        low, high = self.search
+        ends = f"{low:g} to {'r' if isinstance(high, Limit) else f'{high:g}'}"
+        return f"{ends}, log" if self.log else ends
+
     def check(self, value: object) -> None:
         """Raise InputError unless `value` has the right type and lies in the range."""
         if value is None and self.default is None:

@@ -21,7 +21,10 @@ from apgd.transformed import Transformed
 
 SUFFIX = "+apgd"
 """What the name of a method ends in that APGD comes before."""
+PLUGS = (SUFFIX.removeprefix("+"),)
+"""Steps that methods can take first."""
 _PREFIX = "apgd_"
+_SEARCHED = ("eta", "iterations")
 
 
 class PluggedParams(MethodParams):
@@ -83,15 +86,19 @@ def plugged(inner: Method) -> Method:
 
 
 def _params_of(inner: Method) -> type[PluggedParams]:
-    def of(params: type[MethodParams], prefix: str) -> list[tuple[str, Any, Any]]:
-        return [
-            (prefix + f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata))
-            for f in dataclasses.fields(params)
-        ]
-
+    own = [(f, f.name, f.metadata) for f in dataclasses.fields(inner.params)]
+    # Of APGD's only those are searched that say how much of Δ is added.
+    of_apgd = [
+        (f, _PREFIX + f.name, f.metadata if f.name in _SEARCHED else {**f.metadata, "search": None})
+        for f in dataclasses.fields(ApgdParams)
+    ]
+    fields: list[tuple[str, Any, Any]] = [
+        (name, f.type, dataclasses.field(default=f.default, metadata=metadata))
+        for f, name, metadata in (*own, *of_apgd)
+    ]
     return dataclasses.make_dataclass(
         f"{inner.params.__name__}WithApgd",
-        [*of(inner.params, ""), *of(ApgdParams, _PREFIX)],
+        fields,
         bases=(PluggedParams,),
         namespace={"inner_type": inner.params},
         frozen=True,

@@ -14,7 +14,7 @@ from apgd.data import Examples, Split, Task
 from apgd.data.hub import HubDataset
 from apgd.errors import InputError
 from apgd.heads import Head
-from apgd.methods import Value
+from apgd.methods import SUFFIX, Value, put_on
 from apgd.published import Family
 
 
@@ -89,6 +89,16 @@ class Suite(ABC):
     """The published family that experts fine-tuned by this suite's settings belong to."""
     image_size: int | None = None
     """Pixels per side of the images that the model takes; None for a suite of texts."""
+
+    def settings_of(self, method: str) -> dict[str, Value]:
+        """The published settings of a method for this kind of model, where not its defaults.
+
+        Of a method that APGD comes before: its own, and those that DOGE TA has of APGD.
+        """
+        own = dict(self.published.get(method.removesuffix(SUFFIX), {}))
+        if not method.endswith(SUFFIX):
+            return own
+        return {**own, **put_on(dict(self.published.get("doge_ta", {})))}
 
     @property
     def stored_as(self) -> str:
