@@ -5,92 +5,17 @@ ray submit cluster.yaml experiments/full_repro.py -- --seeds 3     on a cluster
 """
 
 import sys
-from contextlib import ExitStack
 
-from rich.console import Console
-
-from tune.cluster import ray_session
 from tune.command import run_command
-from tune.experiment import Experiment, check, exclusive, scoring_bytes
-from tune.manifest import Manifest
-from tune.progress import Display
-from tune.records import RecordStore
-from tune.report.console import as_rich
-from tune.stages import (
-    evaluate,
-    evaluation_jobs,
-    make_workload,
-    prepare_data,
-    record_experts,
-    report,
-    search,
-    train_experts,
-)
-from tune.tracking import Tracker, synchronise
-from tune.workers import WorkerPool
-
-
-def run(experiment: Experiment, console: Console) -> None:
-    """Do the whole job, reusing whatever an earlier run of the same experiment left."""
-    check(experiment)
-    suite = experiment.full_suite
-    store = RecordStore(experiment.folder)
-    manifest = Manifest(experiment, suite)
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(experiment))
-        if experiment.sync:
-            console.print(synchronise(experiment), markup=False, soft_wrap=True)
-            return
-        display = stack.enter_context(Display(console))
-        display.say(f"apgd {suite.name}: {suite.title}")
-        display.say(f"results go to {experiment.folder}")
-        cluster = stack.enter_context(
-            ray_session(
-                address=experiment.address,
-                cpus=experiment.cpus,
-                dashboard=experiment.dashboard,
-                most_workers=len(suite.tasks),
-            )
-        )
-        display.say(str(cluster))
-        tracker = stack.enter_context(Tracker(experiment, display.say))
-        pool = WorkerPool(cluster)
-        workers = pool.introduce(experiment.folder, scoring_bytes(suite))
-
-        # Experts come in, task vectors are made, ...
-        hashes = prepare_data(suite, pool, display)
-        experts = train_experts(experiment, suite, hashes, pool, workers, display)
-        expert_keys = record_experts(experts, store)
-
-        # ... a method merges them, validation chooses its parameters, ...
-        workload = make_workload(experiment, suite, hashes, experts)
-        searches = search(experiment, suite, workload, pool, store, display)
-
-        # ... the suite judges each row once on test data, and a tracker keeps it.
-        jobs = evaluation_jobs(experiment, searches)
-        rows = evaluate(jobs, workload, pool, store, display)
-        manifest.write(
-            cluster, hashes, experts, expert_keys, display.stages, workers, searches, rows
-        )
-        made = report(experiment, suite, display)
-        tracker.finish(complete=True)
-    if experiment.compare:
-        if "comparison" in made.tables:
-            console.print(as_rich(made.tables["comparison"]))
-        console.print(f"compared: {made.compared}", markup=False, highlight=False, soft_wrap=True)
-    else:
-        console.print(made.markdown, markup=False, highlight=False, soft_wrap=True)
-    for what, where in (
-        ("report", experiment.folder / "report.html"),
-        ("records", experiment.folder / "records"),
-        ("MLflow", tracker.how_to_look),
-    ):
-        console.print(f"{what:<8}{where}", highlight=False, markup=False, soft_wrap=True)
+from tune.experiment import Experiment
+from tune.job import run_experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run_command(Experiment, run, prog="experiments/full_repro.py", arguments=arguments)
+    return run_command(
+        Experiment, run_experiment, prog="experiments/full_repro.py", arguments=arguments
+    )
 
 
 if __name__ == "__main__":

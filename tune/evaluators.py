@@ -59,7 +59,8 @@ class Workload:
     limit: int | None
     """Only the first so many examples of each split, all where None."""
     corruption_limit: int | None
-    """Only the first so many test examples of a task are shown corrupted; all where None."""
+    """Only the first so many test examples of a task are shown corrupted; all where None, and where
+    0 there are no corrupted cells at all."""
 
     data: tuple[tuple[tuple[str, str], str], ...] = ()
     """Hashes of the examples by task and split; what has none is not checked."""
@@ -203,7 +204,7 @@ class Evaluator:
         if job.purpose is Purpose.SEARCH:
             yield from ((split, task) for task in seen)
             return
-        corrupted = self._suite.corrupted
+        corrupted = () if self.workload.corruption_limit == 0 else self._suite.corrupted
         for task in (*seen, *unseen):
             yield split, task
             if task in corrupted:

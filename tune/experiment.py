@@ -32,6 +32,8 @@ class Experiment:
 
     name: ClassVar[str] = "full_repro"
     """What the run is called."""
+    corruptions: ClassVar[bool] = True
+    """Whether rows are also tested on corrupted images, where the suite has some."""
 
     suite: str = "mini_vision"
     """Name of the suite; `apgd suites` lists them."""
@@ -128,6 +130,8 @@ class Experiment:
     @property
     def corruption_limit(self) -> int | None:
         """Test examples of each corrupted task that are shown corrupted; all where None."""
+        if not self.corruptions:
+            return 0
         return 60 if self.smoke else self.full_suite.corruption_limit
 
     def finetune_settings(self, suite: Suite) -> FinetuneSettings:

@@ -89,7 +89,7 @@ class Manifest:
                 **experiment.as_dict(),
                 "trials": experiment.effective_trials,
             },
-            "suite": describe_suite(suite),
+            "suite": describe_suite(suite, corrupted=experiment.corruptions),
             "versions": versions(),
             **self._git,
             "machine": describe_machine(cluster, workers),
@@ -118,16 +118,21 @@ class Manifest:
         write_json(experiment.folder / "manifest.json", value)
 
 
-def describe_suite(suite: Suite) -> dict[str, Any]:
-    """What a report needs to know of a suite, as JSON values."""
+def describe_suite(suite: Suite, *, corrupted: bool = True) -> dict[str, Any]:
+    """What a report needs to know of a suite, as JSON values.
+
+    Args:
+        suite: what was merged and tested.
+        corrupted: whether there were corrupted test images.
+    """
     return {
         "name": suite.name,
         "title": suite.title,
         "tasks": _describe_tasks(suite.tasks),
         "unseen": _describe_tasks(suite.unseen),
         "published_suite": suite.published_suite,
-        "corrupted": list(suite.corrupted),
-        "corruptions": list(suite.corruptions),
+        "corrupted": list(suite.corrupted) if corrupted else [],
+        "corruptions": list(suite.corruptions) if corrupted else [],
     }
 
 

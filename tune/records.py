@@ -7,7 +7,7 @@ a run resumes.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,16 @@ class RecordStore:
             ):
                 np.savez_compressed(file, **stored)
         write_json(path, asdict(record))
+
+    def add_again(self, record: Record, variant: Variant) -> Record:
+        """Write a result under another variant whose parameters came out the same.
+
+        Its `details` name the record that it repeats under `same_as`, and no reads of data.
+        """
+        details = {**record.details, "reads": {}, "same_as": record.key}
+        again = replace(record, variant=variant, details=details)
+        self.add(again, self.answers(record))
+        return again
 
     def get(self, kind: Kind, key: str) -> Record | None:
         """The record with this key, or None where it was not computed yet."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,16 @@ Experts = Mapping[tuple[int, str], Expert]
 """Finished experts by seed and task."""
 
 
-def prepare_data(suite: Suite, pool: WorkerPool, display: Display) -> dict[tuple[str, str], str]:
-    """Make every split's examples ready, downloaded corruptions too; their hashes."""
+def prepare_data(
+    suite: Suite, pool: WorkerPool, display: Display, *, corrupted: bool = True
+) -> dict[tuple[str, str], str]:
+    """Make every split's examples ready, downloaded corruptions too where wanted; their hashes."""
     wanted: list[tuple[str, str]] = [(t.name, split) for t in suite.tasks for split in Split]
     wanted += [(task.name, Split.TEST) for task in suite.unseen]
     jobs = [Job("prepare", (suite.name, task, split)) for task, split in wanted]
     # Those that are computed follow from the test split.
-    fetched = [(t, c) for t in suite.corrupted for c in suite.corruptions if suite.datasets()]
+    download = corrupted and suite.datasets()
+    fetched = [(t, c) for t in suite.corrupted for c in suite.corruptions if download]
     jobs += [Job("prepare_corrupted", (suite.name, *cell)) for cell in fetched]
     ready = sum(suite.has_examples(task, Split(split)) for task, split in wanted)
     with display.stage("data", len(jobs)) as stage:
@@ -332,31 +335,53 @@ def evaluate(
     store: RecordStore,
     display: Display,
 ) -> list[Record]:
-    """Score every row once on test data; the records, in the order of the jobs."""
+    """Score every row once on test data; the records, in the order of the jobs.
+
+    Of rows that differ in their variant alone, as where a search found nothing better than the
+    published settings, one is scored.
+    """
     keys = [job.key(workload) for job in jobs]
-    missing = [
-        job for job, key in zip(jobs, keys, strict=True) if store.get(Kind.EVALUATION, key) is None
-    ]
-    with display.stage("evaluation", len(jobs), len(jobs) - len(missing)) as stage:
+    found = {key: store.get(Kind.EVALUATION, key) for key in keys}
+    rows: dict[ScoreJob, list[ScoreJob]] = {}  # the same merge -> its rows
+    for job in jobs:
+        rows.setdefault(replace(job, variant=Variant.PUBLISHED), []).append(job)
+    known = {
+        merge: record
+        for merge, alike in rows.items()
+        for job in alike
+        if (record := found[job.key(workload)]) is not None
+    }
+    missing = [merge for merge in rows if merge not in known]
+    reused = sum(record is not None for record in found.values())
+    with display.stage("evaluation", len(jobs), reused) as stage:
         pool.run(
-            [Job("score", (workload, job)) for job in missing],
+            [Job("score", (workload, rows[merge][0])) for merge in missing],
             on_done=lambda _index, _accuracy: stage.advance(),
         )
+        for merge in missing:
+            known[merge] = _recorded(store, Kind.EVALUATION, rows[merge][0].key(workload))
+        for merge, alike in rows.items():
+            for job in alike:
+                if store.get(Kind.EVALUATION, job.key(workload)) is None:
+                    store.add_again(known[merge], job.variant)
+                    stage.advance(done=0)
     return [_recorded(store, Kind.EVALUATION, key) for key in keys]
 
 
 def report(experiment: Experiment, suite: Suite, display: Display) -> Report:
     """Write the report's page, tables and figures into the run folder."""
-    known = dict.fromkeys((*methods, *experiment.methods))
     with display.stage("report", 1) as stage:
+        # Those with APGD before them have names of their own.
+        named = {name: methods[name] for name in (*methods, *experiment.methods)}
         axes = {
-            name: [Axis(name=p.name, meaning=p.meaning, log=p.log) for p in searched(methods[name])]
-            for name in known
+            name: [Axis(name=p.name, meaning=p.meaning, log=p.log) for p in searched(method)]
+            for name, method in named.items()
         }
         made = build_report(
             experiment.folder,
-            titles={name: methods[name].title for name in known},
+            titles={name: method.title for name, method in named.items()},
             axes=axes,
+            needs={name: method.needs for name, method in named.items()},
             tolerance=experiment.tolerance,
             samples={
                 task.name: suite.examples(task.name, Split.TEST).first(_SAMPLES)

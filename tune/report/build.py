@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from apgd.data import Examples
+from apgd.evidence import Need
 from apgd.files import atomic_path, write_text
 from apgd.published import TOLERANCE
 from tune.report.axis import Axis
@@ -38,6 +40,7 @@ from tune.report.run_sections import cost_section, experts_section, samples_sect
 from tune.report.samples import sample_grid, sample_sheet, sample_table
 from tune.report.search_section import search_section
 
+_NO_NEEDS: Mapping[str, Need] = MappingProxyType({})
 _SMOKE = (
     "This is a smoke run: its sizes are cut down to prove that everything works. "
     "Its numbers mean nothing."
@@ -50,6 +53,7 @@ def build_report(
     titles: Mapping[str, str],
     axes: Mapping[str, Sequence[Axis]],
     samples: Mapping[str, Examples],
+    needs: Mapping[str, Need] = _NO_NEEDS,
     tolerance: float = TOLERANCE,
 ) -> Report:
     """Make the report of a run folder, finished or not.
@@ -59,6 +63,7 @@ def build_report(
         titles: names of the methods for people.
         axes: the searched parameters of every method.
         samples: a few test examples by task.
+        needs: what methods need besides base and experts; nothing, where not given.
         tolerance: percentage points within which a published value counts as reproduced.
 
     Returns:
@@ -67,7 +72,7 @@ def build_report(
     Raises:
         InputError: when the manifest or a record is malformed.
     """
-    run = read_run(run_dir, titles=titles, axes=axes)
+    run = read_run(run_dir, titles=titles, axes=axes, needs=needs)
     main, unseen, corrupted = main_table(run), unseen_measures(run), corruption_measures(run)
     paired = difference_measures(run)
     compared = compare(run, tolerance)

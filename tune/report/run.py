@@ -4,13 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from apgd.evidence import Need
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.report.axis import Axis
 from tune.report.manifest import Manifest, read_manifest
+
+
+_NO_NEEDS: Mapping[str, Need] = MappingProxyType({})
 
 
 class RowKey(NamedTuple):
@@ -48,6 +53,8 @@ class Run:
     axes: Mapping[str, Sequence[Axis]]
     remarks: tuple[str, ...]
     """What was unclear while reading, in sentences."""
+    needs: Mapping[str, Need]
+    """What methods need besides base and experts; nothing, where not named."""
 
     @cached_property
     def rows(self) -> tuple[RowKey, ...]:
@@ -57,6 +64,10 @@ class Run:
     def method_title(self, method: str) -> str:
         """A method's name for people; an unknown one is its own title."""
         return self.titles.get(method, method)
+
+    def need(self, method: str) -> Need:
+        """What a method needs besides base and experts."""
+        return self.needs.get(method, Need.NOTHING)
 
     def row_title(self, row: RowKey) -> str:
         """A row's name for people, without seeds."""
@@ -71,7 +82,11 @@ class Run:
 
 
 def read_run(
-    run_dir: Path, *, titles: Mapping[str, str], axes: Mapping[str, Sequence[Axis]]
+    run_dir: Path,
+    *,
+    titles: Mapping[str, str],
+    axes: Mapping[str, Sequence[Axis]],
+    needs: Mapping[str, Need] = _NO_NEEDS,
 ) -> Run:
     """Read a run folder; what does not exist yet is simply absent.
 
@@ -113,6 +128,7 @@ def read_run(
         titles=titles,
         axes=axes,
         remarks=tuple(remarks),
+        needs=needs,
     )
 
 
