@@ -27,6 +27,7 @@ _PROGRESS = "training.safetensors"
 _CODE = (
     "apgd.finetune",
     "apgd.training",
+    "apgd.batches",
     "apgd.microbatches",
     "apgd.lora",
     "apgd.heads",

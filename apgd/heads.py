@@ -31,6 +31,16 @@ class Head(ABC):
         """
 
     @abstractmethod
+    def entropy(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
+        """The mean entropy of the predictions of some examples, in nats; it needs no answers.
+
+        Args:
+            model: the suite's model, on this head's device.
+            examples: the suite's kind of examples, or of unlabelled inputs.
+            rows: int64 (batch,), which of the examples.
+        """
+
+    @abstractmethod
     def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
         """One number per example, (examples,), whose mean is the task's score.
 
@@ -47,3 +57,11 @@ def judge(model: nn.Module, head: Head, examples: Examples) -> np.ndarray:
     """The head's `answers` of a model that is not being trained, (examples,)."""
     model.eval()
     return head.answers(model, examples)
+
+
+def mean_entropy(
+    scores: Tensor,  # (batch, classes)
+) -> Tensor:  # ()
+    """The mean over a batch of −Σ p log p in nats, p being the softmax of scores, in float32."""
+    logarithms = nn.functional.log_softmax(scores.float(), dim=-1)
+    return -(logarithms.exp() * logarithms).sum(dim=-1).mean()

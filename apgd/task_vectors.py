@@ -85,7 +85,7 @@ class TaskVectors:
         """Names of the experts, in the order given."""
         self.device = torch.device(device)
         self.executor: Executor = executor or Here()
-        self._keep = keep
+        self._keep_on = self.device if keep else None
         self._kept: dict[str, Tensor] = {}
         for expert in self._experts.values():
             _check_same_parameters(self._base, expert)
@@ -177,7 +177,7 @@ class TaskVectors:
             InputError: where base or an expert holds NaN or infinite values in it.
         """
         if name in self._kept:
-            return self._kept[name]
+            return self._kept[name].to(self.device)
         base = self._base[name].to(self.device).to(torch.float32)
         rows, *rest = base.shape
         stacked = torch.empty((rows, len(self), *rest), dtype=torch.float32, device=self.device)
@@ -194,10 +194,18 @@ class TaskVectors:
             raise InputError(
                 f"differences from the base must fit into float32, but those of {name} do not"
             )
-        tau = stacked.transpose(0, 1)
-        if self._keep:
-            self._kept[name] = tau
+        return self._remembered(name, stacked.transpose(0, 1))
+
+    def _remembered(self, name: str, tau: Tensor) -> Tensor:
+        if self._keep_on is not None:
+            self._kept[name] = tau.to(self._keep_on)
         return tau
+
+    def keeping(self, on: str | torch.device) -> "Self":
+        """The same task vectors, held in the memory of a device once they were read there."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__, _keep_on=torch.device(on), _kept={})
+        return part
 
     def total(self, function: Callable[[str, Tensor], Tensor]) -> Tensor:
         """The sum over the merged parameters of integers that `function` finds; see `map`."""

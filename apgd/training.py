@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apgd.batches import batch_indices
 from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples
 from apgd.errors import InputError
@@ -33,18 +34,6 @@ def learning_rate(step: int, settings: FinetuneSettings) -> float:
         return settings.learning_rate
     progress = (step - warmup) / max(1, settings.steps - warmup)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
-    """The examples of one step: epoch after epoch, each in an order of its own.
-
-    A function of its arguments alone, so that a resumed training sees what it would have seen.
-    """
-    per_epoch = max(1, count // batch_size)
-    epoch, position = divmod(step, per_epoch)
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    order = torch.randperm(count, generator=generator)
-    return order[position * batch_size : (position + 1) * batch_size]
 
 
 def uses_bfloat16(device: torch.device) -> bool:

@@ -42,11 +42,8 @@ class Transformed(TaskVectors):
     def __getitem__(self, name: str) -> Tensor:
         """The changed τ of one merged parameter, (N, m, n) float32."""
         if name in self._kept:
-            return self._kept[name]
-        changed = self._change(name, self._original[name])
-        if self._keep:
-            self._kept[name] = changed
-        return changed
+            return self._kept[name].to(self.device)
+        return self._remembered(name, self._change(name, self._original[name]))
 
     def working_bytes(self, name: str) -> int:
         """Memory in bytes that is enough to read and change one parameter."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from apgd import InputError, numerics
+from apgd.batches import batch_indices
 from apgd.checkpoints import load_weights
 from apgd.data import Split
 from apgd.finetune import (
@@ -19,7 +20,7 @@ from apgd.finetune import (
     finetune,
 )
 from apgd.suites import FinetuneSettings, suites
-from apgd.training import batch_indices, learning_rate
+from apgd.training import learning_rate
 
 SUITE = suites["mini_vision"]
 SETTINGS = FinetuneSettings(steps=6, batch_size=8, learning_rate=1e-4, checkpoint_every=2)

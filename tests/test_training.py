@@ -77,6 +77,9 @@ class OutOfMemoryHead(Head):
         self.seen.append(len(rows))
         return self.inner.loss(model, examples, rows)
 
+    def entropy(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
+        return self.inner.entropy(model, examples, rows)
+
     def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
         return self.inner.answers(model, examples)
 

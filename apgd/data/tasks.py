@@ -12,6 +12,8 @@ import numpy as np
 
 from apgd.errors import InputError
 
+_HASHED = 256  # images at a time
+
 
 class Split(StrEnum):
     """Which part of a task's examples is meant.
@@ -52,6 +54,19 @@ class Task:
     """How answers are judged."""
 
 
+class Unlabelled(ABC):
+    """Inputs alone: the answers that belong to them cannot be reached from here."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of inputs."""
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """Hash of the inputs, in hexadecimal, on which answers have no influence."""
+
+
 class Examples(ABC):
     """Inputs with the answers that belong to them."""
 
@@ -67,6 +82,10 @@ class Examples(ABC):
     @abstractmethod
     def first(self, count: int) -> Self:
         """The first `count` examples (all of them where there are fewer)."""
+
+    @abstractmethod
+    def unlabelled(self) -> Unlabelled:
+        """The inputs without their answers."""
 
 
 class Pixels(Protocol):
@@ -87,6 +106,54 @@ class Pixels(Protocol):
         """Some of the images: uint8 (n, height, width, 3)."""
 
 
+def _check_images(images: Pixels) -> None:
+    shape = tuple(images.shape)
+    if images.dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+        raise InputError(
+            f"images must be uint8 of shape (n, h, w, 3), but got {images.dtype} {shape}"
+        )
+
+
+@dataclass(frozen=True)
+class UnlabelledImages(Unlabelled):
+    """Images without labels."""
+
+    images: Pixels
+    """uint8, (examples, height, width, 3)."""
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the images' bytes; that of what they are decoded from covers labels too."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), _HASHED):
+            digest.update(np.ascontiguousarray(self.images[start : start + _HASHED]).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class UnlabelledTexts(Unlabelled):
+    """Prompts without answers."""
+
+    inputs: tuple[str, ...]
+    """Whole prompts."""
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.inputs)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the prompts, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.inputs).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class ImageExamples(Examples):
     """Images with labels."""
@@ -99,12 +166,8 @@ class ImageExamples(Examples):
     """Hash of what the images are decoded from, in place of that of all pixels."""
 
     def __post_init__(self) -> None:
-        shape = tuple(self.images.shape)
-        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
-            raise InputError(
-                f"images must be uint8 of shape (n, h, w, 3), but got {self.images.dtype} {shape}"
-            )
-        if self.labels.dtype != np.int64 or self.labels.shape != shape[:1]:
+        _check_images(self.images)
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
             raise InputError(
                 f"labels must be int64 of shape ({len(self.images)},), "
                 f"but got {self.labels.dtype} {self.labels.shape}"
@@ -129,6 +192,10 @@ class ImageExamples(Examples):
         if count >= len(self):
             return self  # which knows its hash without reading every pixel
         return ImageExamples(self.images[:count], self.labels[:count])
+
+    def unlabelled(self) -> UnlabelledImages:
+        """The images alone."""
+        return UnlabelledImages(self.images)
 
 
 @dataclass(frozen=True)
@@ -159,3 +226,7 @@ class TextExamples(Examples):
     def first(self, count: int) -> "TextExamples":
         """The first `count` examples (all of them where there are fewer)."""
         return TextExamples(self.inputs[:count], self.targets[:count])
+
+    def unlabelled(self) -> UnlabelledTexts:
+        """The prompts alone."""
+        return UnlabelledTexts(self.inputs)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from apgd.data import Metric, TextExamples
-from apgd.heads import Head
+from apgd.data import Metric, TextExamples, UnlabelledTexts
+from apgd.heads import Head, mean_entropy
 from apgd.metrics import spearman_parts
 
 _CPU_BATCH = 128
@@ -76,6 +76,19 @@ class TextToTextHead(Head):
             scores.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="none"
         ).view_as(labels)  # (batch, tokens)
         return (losses.sum(dim=1) / told.sum(dim=1)).mean()
+
+    def entropy(
+        self, model: Any, examples: TextExamples | UnlabelledTexts, rows: np.ndarray
+    ) -> Tensor:
+        """Mean entropy of the first token of the answer, over the whole vocabulary."""
+        prompts, mask = self._batch(
+            self._encoded([examples.inputs[row] for row in rows], self._longest_prompt)
+        )
+        start = prompts.new_full((len(rows), 1), model.config.decoder_start_token_id)
+        scores = model(
+            input_ids=prompts, attention_mask=mask, decoder_input_ids=start, use_cache=False
+        ).logits  # (batch, 1, vocabulary)
+        return mean_entropy(scores[:, 0])
 
     def answers(self, model: nn.Module, examples: TextExamples) -> np.ndarray:
         """By metric: whether each answer is exactly right, or parts of the rank correlation."""

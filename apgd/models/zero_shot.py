@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apgd.data import ImageExamples
-from apgd.heads import Head
+from apgd.data import ImageExamples, UnlabelledImages
+from apgd.heads import Head, mean_entropy
 
 _CPU_BATCH = 128  # what stays in a core's cache; larger ones were a quarter slower
 _GPU_BATCH = 256
@@ -40,6 +40,12 @@ class ZeroShotHead(Head):
         scores = self.logits(model, examples.images[rows])
         labels = torch.from_numpy(examples.labels[rows]).to(scores.device)
         return nn.functional.cross_entropy(scores.float(), labels)
+
+    def entropy(
+        self, model: nn.Module, examples: ImageExamples | UnlabelledImages, rows: np.ndarray
+    ) -> Tensor:
+        """Mean entropy of the classes' probabilities."""
+        return mean_entropy(self.logits(model, examples.images[rows]))
 
     def answers(self, model: nn.Module, examples: ImageExamples) -> np.ndarray:
         """Whether each image's most likely class is its label, bool (examples,)."""
