@@ -17,9 +17,8 @@ from apgd.checkpoints import (
 )
 from apgd.errors import InputError
 from apgd.execution import Executor, Here
-from apgd.lanes import lanes
 from apgd.lora import Adapted
-from apgd.strips import strips
+from apgd.order_statistics import order_statistics
 
 Select: TypeAlias = Callable[[str, Tensor], bool]
 """Whether a parameter is merged, by its name and a tensor that has its shape and type, but no
@@ -32,7 +31,6 @@ R = TypeVar("R")
 
 _FLOAT32 = 4
 _WORKING_COPIES = 6  # of one matrix, besides its N task vectors
-_LOW_BITS = 16
 
 
 def two_dimensional(_name: str, tensor: Tensor) -> bool:
@@ -164,6 +162,11 @@ class TaskVectors:
         return math.prod(self._base.shape(name)) * self._base.dtype(name).itemsize
 
     @property
+    def entries(self) -> int:
+        """d, the entries of the merged parameters."""
+        return sum(math.prod(self.shape(name)) for name in self.names)
+
+    @property
     def smallest_rank(self) -> int:
         """The smallest r = min(m, n) over the merged matrices."""
         return min(min(self.shape(name)) for name in self.names)
@@ -211,6 +214,10 @@ class TaskVectors:
         """The sum over the merged parameters of integers that `function` finds; see `map`."""
         return sum((found for _, found in self.map(function)), start=torch.tensor(0, device="cpu"))
 
+    def total_of(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """`total` of a function that does not ask for the name."""
+        return self.total(partial(_without_name, function))
+
     def map(
         self,
         function: Callable[[str, Tensor], R],
@@ -253,16 +260,12 @@ class TaskVectors:
         entries, those are kept whose magnitude reaches the (d − ⌊keep_ratio·d⌋)-th smallest, as in
         FusionBench; entries that tie with it are all kept.
 
-        The selection is exact and needs no memory to speak of: magnitudes of float32 are ordered
-        like their bits, so a first pass counts the upper bits, and a second one the lower bits of
-        those entries whose upper bits are the wanted ones.
+        The selection is exact and needs no memory to speak of; see `apgd.order_statistics`.
         """
-        count = sum(math.prod(self.shape(name)) for name in self.names)
-        rank = torch.full((len(self),), max(1, count - int(keep_ratio * count)), device="cpu")
-        upper, before = _bin_of(self.total(_count_upper_bits), rank)
-        lower, _ = _bin_of(self.total(partial(_count_lower_bits, upper)), rank - before)
-        bits = (upper << _LOW_BITS) | lower
-        return bits.to(torch.int32).view(torch.float32)
+        count = self.entries
+        rank = max(1, count - int(keep_ratio * count))
+        ranks = torch.full((len(self), 1), rank, device="cpu")
+        return order_statistics(self.total_of, ranks).squeeze(1)
 
     def relative_norms(self) -> Tensor:
         """‖τ_i‖ / ‖θ_0‖ over the merged parameters, (N,) float64 on the CPU."""
@@ -306,6 +309,10 @@ def _on_one(function: Callable[[str, Tensor], R], vectors: TaskVectors, name: st
     return function(name, vectors[name])
 
 
+def _without_name(function: Callable[[Tensor], Tensor], _name: str, tau: Tensor) -> Tensor:
+    return function(tau)
+
+
 def _squares(_name: str, tau: Tensor) -> Tensor:  # (N,)
     return tau.double().square().flatten(start_dim=1).sum(dim=1).cpu()
 
@@ -321,43 +328,6 @@ def _checked(weights: Weights, name: str) -> Tensor:
             f"weights must be finite, but {name} of {weights.label} holds NaN or infinite values"
         )
     return tensor
-
-
-def _count_upper_bits(_name: str, tau: Tensor) -> Tensor:  # (N, 2^16 / 2)
-    return _counts(tau, lambda bits, _i: bits >> _LOW_BITS, 2 ** (31 - _LOW_BITS))
-
-
-def _count_lower_bits(upper: Tensor, _name: str, tau: Tensor) -> Tensor:  # (N, 2^16)
-    def of(bits: Tensor, i: int) -> Tensor:
-        lower: Tensor = bits[bits >> _LOW_BITS == upper[i]] & (2**_LOW_BITS - 1)
-        return lower
-
-    return _counts(tau, of, 2**_LOW_BITS)
-
-
-def _counts(tau: Tensor, bins: Callable[[Tensor, int], Tensor], length: int) -> Tensor:
-    """How many magnitudes of every task vector fall into each bin, (N, length) on the CPU."""
-    counts = torch.zeros(len(tau), length, dtype=torch.int64, device="cpu")
-
-    def count(i: int) -> None:
-        for rows in strips(tau[i : i + 1]):
-            bits = tau[i, rows].abs().contiguous().view(torch.int32).flatten()
-            counts[i] += bins(bits, i).bincount(minlength=length).cpu()
-
-    with lanes() as each:
-        each(count, range(len(tau)))
-    return counts
-
-
-def _bin_of(
-    counts: Tensor,  # (N, bins)
-    rank: Tensor,  # (N,), from 1
-) -> tuple[Tensor, Tensor]:  # (N,), (N,)
-    """The bin that holds the entry of this rank, and how many entries lie in bins before it."""
-    reached = counts.cumsum(dim=1)
-    found = torch.searchsorted(reached, rank.unsqueeze(1)).squeeze(1)
-    before = reached.gather(1, found.unsqueeze(1)) - counts.gather(1, found.unsqueeze(1))
-    return found, before.squeeze(1)
 
 
 def _check_same_parameters(base: Weights, expert: Weights) -> None:

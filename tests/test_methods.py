@@ -19,7 +19,7 @@ Make = Callable[..., tuple[State, dict[str, State]]]
 
 
 def test_unknown_method_lists_the_known_ones(model: Make) -> None:
-    with pytest.raises(InputError, match="'doge'; known are: doge_ta, task_arithmetic, ties"):
+    with pytest.raises(InputError, match="'doge'; known are: .*doge_ta, .*task_arithmetic, .*ties"):
         merge("doge", *model())
 
 

@@ -28,8 +28,10 @@ Value: TypeAlias = float | int | str | None
 class Limit(Enum):
     """A bound that depends on the model."""
 
-    RANK = "rank"
+    RANK = "r"
     """The smallest r = min(m, n) over the merged matrices."""
+    EXPERTS = "N"
+    """The number of experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Parameter:
         """The range as people write it, for example `(0, 1]` or `adam, exact`."""
         if self.choices:
             return ", ".join(self.choices)
-        high = "r]" if isinstance(self.high, Limit) else _bound(self.high)
+        high = f"{self.high.value}]" if isinstance(self.high, Limit) else _bound(self.high)
         return f"{'(' if self.open_low else '['}{self.low:g}, {high}"
 
     @property
@@ -195,12 +197,22 @@ class MethodParams:
         Args:
             rank: the smallest min(m, n) over the merged matrices.
         """
+        self._check_limit(Limit.RANK, rank, "the rank of the merged matrices")
+
+    def check_experts(self, experts: int) -> None:
+        """Raise InputError where a value bounded by the number of experts exceeds it.
+
+        Args:
+            experts: N, the number of experts.
+        """
+        self._check_limit(Limit.EXPERTS, experts, "the number of experts")
+
+    def _check_limit(self, limit: Limit, most: int, what: str) -> None:
         for declared in self.declared():
             value = getattr(self, declared.name)
-            if declared.high is Limit.RANK and value is not None and value > rank:
+            if declared.high is limit and value is not None and value > most:
                 raise InputError(
-                    f"{declared.name} must not exceed the rank of the merged matrices, "
-                    f"which is {rank}, but got {value}"
+                    f"{declared.name} must not exceed {what}, which is {most}, but got {value}"
                 )
 
 
@@ -314,6 +326,7 @@ class Method:
                     f"{vectors.shape(name)}; select only two-dimensional ones"
                 )
         params.check_rank(vectors.smallest_rank)
+        params.check_experts(len(vectors))
 
     def working_bytes(self, vectors: TaskVectors, name: str) -> int:
         """Memory in bytes that is enough to read one matrix's task vectors and combine them."""
