@@ -49,7 +49,7 @@ def test_merge_writes_what_the_library_returns(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "dogs"], "unknown method 'dogs'; known are: .*doge_ta"),
+        (["--method", "dogs"], "unknown method 'dogs'; known are: "),
         (["--method", "ties", "--keep-ratio", "0"], "keep_ratio must lie in (0, 1], but got 0.0"),
         (["--method", "ties", "--expert", "x"], "--expert must be NAME=PATH, but got 'x'"),
         (["--method", "ties", "--expert", "x=none"], "expert x (none) does not exist"),

@@ -58,7 +58,7 @@ class ConsensusTaParams(MethodParams):
         return dataclasses.replace(self, agreement=self.agreement_of(experts))
 
     def agreement_of(self, experts: int) -> int:
-        """k for this number of experts."""
+        """Its k for this number of experts."""
         return min(_AGREEMENT, experts) if self.agreement is None else self.agreement
 
 

@@ -259,7 +259,7 @@ def test_killed_and_interrupted_runs_end_with_the_same_numbers(
     ("arguments", "message"),
     [
         (["--suite", "nope"], "unknown suite 'nope'; known are: "),
-        (["--methods", "ties", "nope"], "unknown method 'nope'; known are: .*doge_ta"),
+        (["--methods", "ties", "nope"], "unknown method 'nope'; known are: "),
         (["--seeds", "0"], "seeds must be at least 1, but got 0"),
         (["--tracking-uri", "ftp://x"], "tracking-uri must start with"),
         (["--run-dir", "/proc/nope"], "the run folder must be writable, but /proc/nope"),
