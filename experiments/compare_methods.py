@@ -1,4 +1,4 @@
-"""Every merge method on the same experts, with equal budgets: who is better, and who cannot be told.
+"""Every merge method on the same experts, with equal budgets: which are better than which.
 
 uv run experiments/compare_methods.py                                        all methods
 uv run experiments/compare_methods.py --methods ties tsv_m --budget 4        some, quickly

@@ -24,6 +24,7 @@ from tune.report.markdown import render_markdown
 from tune.report.measures import task_columns, tidy_csv
 from tune.report.page import render_page
 from tune.report.published_section import published_section
+from tune.report.ranking_section import ranking_section
 from tune.report.reproduce_section import reproduce_section, setting_line
 from tune.report.result_sections import (
     accuracy_section,
@@ -80,6 +81,7 @@ def build_report(
     sections: list[Section | None] = [
         accuracy_section(run, main),
         difference_section(run, paired),
+        ranking_section(run),
         unseen_section(run, unseen),
         corruption_section(run, corrupted),
         search_section(run),

@@ -40,6 +40,11 @@ def style_axes(axes: Axes, palette: Palette) -> None:
     axes.yaxis.label.set_color(palette.muted)
 
 
+def mark(axes: Axes, x: float, y: float, edge: str, face: str) -> None:
+    """One estimate: a disc with an edge, hollow where its face is the surface."""
+    axes.plot([x], [y], "o", color=edge, markerfacecolor=face, markersize=6.5, markeredgewidth=1.5)
+
+
 def fit_labels(titles: Sequence[str], most: float) -> tuple[list[str], float]:
     """Row labels that keep within `most` points, and the width that they take.
 

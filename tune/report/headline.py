@@ -13,6 +13,11 @@ SUBJECT = "doge_ta"
 """The method that the report is about."""
 
 
+def has_apgd(method: str) -> bool:
+    """Whether the paper's modification vector is part of a method."""
+    return method.startswith("doge_") or method.endswith("+apgd")
+
+
 def subject_row(run: Run) -> RowKey | None:
     """The row that the headline is about: the tuned one, or where it is absent the published."""
     for variant in (Variant.TUNED, Variant.PUBLISHED):

@@ -147,20 +147,20 @@ def tidy_csv(tables: Sequence[Measured]) -> str:
 
 
 def _accuracy(run: Run, key: RowKey, seeds: Sequence[int], column: Column) -> Interval | None:
-    results = _results(run, key, seeds, column)
-    return None if results is None else accuracy(results)
+    found = results(run, key, seeds, column)
+    return None if found is None else accuracy(found)
 
 
 def _difference(
     run: Run, first: RowKey, second: RowKey, seeds: Sequence[int], column: Column
 ) -> Interval | None:
-    ours, theirs = (_results(run, key, seeds, column) for key in (first, second))
+    ours, theirs = (results(run, key, seeds, column) for key in (first, second))
     return None if ours is None or theirs is None else difference(ours, theirs)
 
 
 def _relative(run: Run, key: RowKey, column: Column) -> Interval | None:
     seeds = run.seeds(key, EXPERTS)
-    ours, experts = (_results(run, row, seeds, column) for row in (key, EXPERTS))
+    ours, experts = (results(run, row, seeds, column) for row in (key, EXPERTS))
     if ours is None or experts is None:
         return None
     if not all(np.any(values) for seed in experts for values in seed.values()):
@@ -168,8 +168,8 @@ def _relative(run: Run, key: RowKey, column: Column) -> Interval | None:
     return relative(ours, experts)
 
 
-def _results(run: Run, key: RowKey, seeds: Sequence[int], column: Column) -> Runs | None:
-    """Results by seed and cell, or None where there is no seed or any seed lacks a cell."""
+def results(run: Run, key: RowKey, seeds: Sequence[int], column: Column) -> Runs | None:
+    """A row's results by seed and cell; None where there is no seed or a seed lacks a cell."""
     by_seed = [_cells(run.answers[key][seed], column) for seed in seeds]
     complete = [cells for cells in by_seed if cells is not None]
     return complete if complete and column.cells and len(complete) == len(by_seed) else None

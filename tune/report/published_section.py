@@ -82,7 +82,7 @@ def _task_tables(run: Run, suite: str, protocol: str) -> list[Table]:
                     )
                     for row in rows
                 ),
-                notes=_sources(rows),
+                notes=sources(rows),
             )
         )
     return tables
@@ -113,7 +113,7 @@ def _corruption_tables(run: Run, suite: str) -> list[Table]:
                 ),
                 header=("Method", "Clean", *map(condition, run.manifest.corruptions)),
                 rows=tuple(rows),
-                notes=_sources(clean),
+                notes=sources(clean),
             )
         )
     return tables
@@ -127,7 +127,8 @@ def _title(row: PublishedRow) -> str:
     return row.title + (" †" if row.confidence is Confidence.DERIVED else "")
 
 
-def _sources(rows: Sequence[PublishedRow]) -> tuple[str, ...]:
+def sources(rows: Sequence[PublishedRow]) -> tuple[str, ...]:
+    """Where published rows stand, and what a reader must know besides, in sentences."""
     documents = dict.fromkeys(f"{row.document}, {row.where}".rstrip(".") for row in rows)
     about: dict[str, list[str]] = {}
     for row in rows:

@@ -8,7 +8,16 @@ from matplotlib.figure import Figure
 
 from apgd.statistics import Interval
 from tune.records import Variant
-from tune.report.canvas import SMALL, TEXT, fit_labels, new_figure, style_axes, to_png, to_svg
+from tune.report.canvas import (
+    SMALL,
+    TEXT,
+    fit_labels,
+    mark,
+    new_figure,
+    style_axes,
+    to_png,
+    to_svg,
+)
 from tune.report.document import Drawing, Plot
 from tune.report.headline import SUBJECT
 from tune.report.measures import Measured, Row
@@ -106,7 +115,7 @@ def _panel(
                 [100 * value.low, 100 * value.high], [line + shift] * 2, color=colour, linewidth=1.6
             )
             face = colour if variant is Variant.TUNED else palette.surface
-            _mark(axes, 100 * value.estimate, line + shift, colour, face)
+            mark(axes, 100 * value.estimate, line + shift, colour, face)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.locator_params(axis="x", nbins=5)
 
@@ -152,14 +161,10 @@ def _forest(rows: Sequence[Row], palette: Palette, width: int) -> Figure:
         colour = palette.quiet if gap.includes_zero else palette.accent
         face = palette.surface if gap.includes_zero else colour
         axes.plot([100 * gap.low, 100 * gap.high], [line, line], color=colour, linewidth=2)
-        _mark(axes, 100 * gap.estimate, line, colour, face)
+        mark(axes, 100 * gap.estimate, line, colour, face)
     axes.set_yticks(range(len(rows)))
     axes.set_yticklabels(names, parse_math=False, color=palette.ink, size=TEXT)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.locator_params(axis="x", nbins=7 if width > _NARROW else 4)
     axes.set_xlabel("percentage points", size=SMALL)
     return figure
-
-
-def _mark(axes: Axes, x: float, y: float, edge: str, face: str) -> None:
-    axes.plot([x], [y], "o", color=edge, markerfacecolor=face, markersize=6.5, markeredgewidth=1.5)

@@ -14,7 +14,6 @@ from tune.records import Kind, Record, RecordStore, Variant
 from tune.report.axis import Axis
 from tune.report.manifest import Manifest, read_manifest
 
-
 _NO_NEEDS: Mapping[str, Need] = MappingProxyType({})
 
 
