@@ -15,11 +15,13 @@ from apgd.checkpoints import load_weights
 from apgd.data import Examples, Split
 from apgd.data.reader import SplitReader
 from apgd.errors import InputError
+from apgd.evidence import NO_EVIDENCE, Evidence, Need
 from apgd.heads import judge
 from apgd.machine import free_memory
-from apgd.methods import Value, methods
+from apgd.methods import Method, Value, methods
 from apgd.suites import Suite, suites
 from apgd.task_vectors import TaskVectors
+from apgd.unlabelled import UnlabelledInputs
 from tune.records import Kind, Record, RecordStore, Variant, record_key
 
 PRETRAINED = "pretrained"
@@ -64,10 +66,18 @@ class Workload:
 
     data: tuple[tuple[tuple[str, str], str], ...] = ()
     """Hashes of the examples by task and split; what has none is not checked."""
+    statistics: tuple[tuple[int, Need, str, str], ...] = ()
+    """Seed, kind, task and path of every training statistic that a method of the run needs."""
 
     def experts_of(self, seed: int) -> dict[str, Path]:
         """Paths of one seed's experts by task."""
         return {task: Path(path) for task, path in dict(self.experts)[seed]}
+
+    def statistics_of(self, seed: int, need: Need) -> dict[str, Path]:
+        """Paths of one seed's training statistics of a kind, by task."""
+        return {
+            task: Path(path) for s, kind, task, path in self.statistics if (s, kind) == (seed, need)
+        }
 
     def inputs_of(self, seed: int) -> dict[str, str]:
         """What determines one seed's scores, besides method and parameters."""
@@ -171,7 +181,7 @@ class Evaluator:
     def _score(self, job: ScoreJob) -> Record:
         reader = SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
         started = time.perf_counter()
-        load = self._loader(job)
+        load = self._loader(job, reader)
         merged = time.perf_counter()
         answers: dict[str, np.ndarray] = {}
         loaded: Mapping[str, Tensor] | None = None
@@ -222,7 +232,7 @@ class Evaluator:
             self._examples[cell] = self._suite.corrupted_examples(task, condition, count)
         return self._examples[cell]
 
-    def _loader(self, job: ScoreJob) -> Callable[[str], Mapping[str, Tensor]]:
+    def _loader(self, job: ScoreJob, reader: SplitReader) -> Callable[[str], Mapping[str, Tensor]]:
         """Task -> the state dict that is judged on it; the same object where it is the same."""
         if job.method == PRETRAINED:
             return lambda _task: self._base
@@ -234,7 +244,7 @@ class Evaluator:
                 return load_weights(paths[task], f"expert {task}", self._base)
 
             return expert
-        merged = self._merge(job, paths)
+        merged = self._merge(job, paths, reader)
         return lambda _task: merged
 
     def _can_keep(self, experts: int) -> bool:
@@ -246,7 +256,9 @@ class Evaluator:
         share = 0.5 if device.type == "cuda" else 0.25
         return experts * merged <= share * free_memory(device)
 
-    def _merge(self, job: ScoreJob, paths: Mapping[str, Path]) -> dict[str, Tensor]:
+    def _merge(
+        self, job: ScoreJob, paths: Mapping[str, Path], reader: SplitReader
+    ) -> dict[str, Tensor]:
         if job.seed not in self._vectors:
             self._vectors[job.seed] = TaskVectors(
                 self._base, paths, self._suite.is_merged, device=self._device,
@@ -254,4 +266,24 @@ class Evaluator:
             )  # fmt: skip
         vectors = self._vectors[job.seed]
         method = methods[job.method]
-        return vectors.apply(method.merge(vectors, method.parse(dict(job.params))))
+        evidence = self._evidence(method, job, reader)
+        return vectors.apply(method.merge(vectors, method.parse(dict(job.params)), evidence))
+
+    def _evidence(self, method: Method, job: ScoreJob, reader: SplitReader) -> Evidence:
+        """What the method needs besides base and experts.
+
+        Unlabelled inputs are those of the split that is scored, as in the published protocol:
+        test-time methods adapt to what they will be judged on, without its labels.
+        """
+        if method.needs.is_statistic:
+            return Evidence(statistics=self.workload.statistics_of(job.seed, method.needs))
+        if method.needs is not Need.INPUTS:
+            return NO_EVIDENCE
+        tasks = self.workload.experts_of(job.seed)
+        return Evidence(
+            inputs=UnlabelledInputs(
+                model=self._model,
+                heads={task: self._heads[task] for task in tasks},
+                inputs={task: reader.inputs(task, job.purpose.reads) for task in tasks},
+            )
+        )

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
-from apgd.data.tasks import Examples, Split
+from apgd.data.tasks import Examples, Split, Unlabelled
 
 
 class LeakError(RuntimeError):
@@ -33,7 +33,8 @@ class SplitReader:
         self._source = source
         self._allowed = frozenset(allowed)
         self._limit = limit
-        self.reads: Counter[Split] = Counter()
+        self.reads: Counter[str] = Counter()
+        """How often examples were read, by split; `SPLIT, unlabelled` where only their inputs."""
 
     def examples(self, task: str, split: Split) -> Examples:
         """The examples of a task's split.
@@ -41,11 +42,23 @@ class SplitReader:
         Raises:
             LeakError: where the split is not among the allowed ones.
         """
+        self.reads[split] += 1
+        return self._read(task, split)
+
+    def inputs(self, task: str, split: Split) -> Unlabelled:
+        """The inputs of a task's split, without labels.
+
+        Raises:
+            LeakError: where the split is not among the allowed ones.
+        """
+        self.reads[f"{split}, unlabelled"] += 1
+        return self._read(task, split).unlabelled()
+
+    def _read(self, task: str, split: Split) -> Examples:
         if split not in self._allowed:
             allowed = ", ".join(sorted(self._allowed))
             raise LeakError(
                 f"the {split} split of task {task} must not be read here; allowed: {allowed}"
             )
-        self.reads[split] += 1
         examples = self._source.examples(task, split)
         return examples if self._limit is None else examples.first(self._limit)
