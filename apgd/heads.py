@@ -41,6 +41,20 @@ class Head(ABC):
         """
 
     @abstractmethod
+    def log_likelihoods(self, model: nn.Module, examples: Any, row: int) -> Tensor:
+        """What the model thinks of every choice it has at one example.
+
+        Args:
+            model: the suite's model, on this head's device.
+            examples: the suite's kind of examples.
+            row: which of the examples.
+
+        Returns:
+            Log-probabilities, float32 (positions, choices): of the classes, at one position; or of
+            the tokens, at every position of the true answer after what comes before it there.
+        """
+
+    @abstractmethod
     def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
         """One number per example, (examples,), whose mean is the task's score.
 

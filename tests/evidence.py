@@ -52,6 +52,9 @@ class LinearsHead(Head):
         logs = self.logits(model, examples.images[rows]).log_softmax(dim=1)
         return -(logs.exp() * logs).sum(dim=1).mean()
 
+    def log_likelihoods(self, model: nn.Module, examples: Any, row: int) -> Tensor:
+        return self.logits(model, examples.images[row : row + 1]).log_softmax(dim=1)
+
     def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
         predicted = self.logits(model, examples.images[:]).argmax(dim=1)
         found: np.ndarray = predicted.numpy() == examples.labels

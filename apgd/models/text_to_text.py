@@ -60,6 +60,22 @@ class TextToTextHead(Head):
 
     def loss(self, model: nn.Module, examples: TextExamples, rows: np.ndarray) -> Tensor:
         """Cross entropy of the answers' tokens: a mean over each answer, then over examples."""
+        scores, labels, told = self._scores(model, examples, rows)
+        # Flat, because on a GPU the loss of more than two axes has no deterministic form.
+        losses = nn.functional.cross_entropy(
+            scores.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="none"
+        ).view_as(labels)  # (batch, tokens)
+        return (losses.sum(dim=1) / told.sum(dim=1)).mean()
+
+    def log_likelihoods(self, model: nn.Module, examples: TextExamples, row: int) -> Tensor:
+        """Log-probabilities of the vocabulary, (tokens of the true answer, vocabulary)."""
+        scores, _labels, _told = self._scores(model, examples, np.array([row]))
+        return scores[0].float().log_softmax(dim=1)
+
+    def _scores(
+        self, model: nn.Module, examples: TextExamples, rows: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (batch, tokens, vocabulary) of the true answers, these as labels, their mask."""
         # Only these rows: a training sees a small part of the largest train splits.
         prompts, mask = self._batch(
             self._encoded([examples.inputs[row] for row in rows], self._longest_prompt)
@@ -71,11 +87,7 @@ class TextToTextHead(Head):
         scores = model(
             input_ids=prompts, attention_mask=mask, labels=labels, use_cache=False
         ).logits
-        # Flat, because on a GPU the loss of more than two axes has no deterministic form.
-        losses = nn.functional.cross_entropy(
-            scores.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="none"
-        ).view_as(labels)  # (batch, tokens)
-        return (losses.sum(dim=1) / told.sum(dim=1)).mean()
+        return scores, labels, told
 
     def entropy(
         self, model: Any, examples: TextExamples | UnlabelledTexts, rows: np.ndarray

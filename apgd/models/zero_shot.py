@@ -47,6 +47,10 @@ class ZeroShotHead(Head):
         """Mean entropy of the classes' probabilities."""
         return mean_entropy(self.logits(model, examples.images[rows]))
 
+    def log_likelihoods(self, model: nn.Module, examples: ImageExamples, row: int) -> Tensor:
+        """Log-probabilities of the classes, (1, classes)."""
+        return self.logits(model, examples.images[np.array([row])]).float().log_softmax(dim=1)
+
     def answers(self, model: nn.Module, examples: ImageExamples) -> np.ndarray:
         """Whether each image's most likely class is its label, bool (examples,)."""
         batch = _CPU_BATCH if self.classes.device.type == "cpu" else _GPU_BATCH
