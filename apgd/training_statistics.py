@@ -307,7 +307,8 @@ def _probes(
         2, (settings.probes, *roots.shape), generator=generator, device="cpu", dtype=torch.int8
     )
     signs = (2 * bits - 1).to(roots.device)
-    return signs * roots / float(settings.probes) ** 0.5
+    combined: Tensor = signs * roots / float(settings.probes) ** 0.5
+    return combined
 
 
 def _expert(suite: Suite, task: str, weights: WeightSource, device: str) -> tuple[nn.Module, Head]:

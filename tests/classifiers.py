@@ -54,6 +54,9 @@ class LinearHead(Head):
     def entropy(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
         return mean_entropy(self.logits(model, examples.images[rows]))
 
+    def log_likelihoods(self, model: nn.Module, examples: Any, row: int) -> Tensor:
+        return self.logits(model, examples.images[row : row + 1]).log_softmax(dim=1)
+
     def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
         right: np.ndarray = (
             self.logits(model, examples.images).argmax(dim=1).numpy() == examples.labels

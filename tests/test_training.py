@@ -80,6 +80,9 @@ class OutOfMemoryHead(Head):
     def entropy(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
         return self.inner.entropy(model, examples, rows)
 
+    def log_likelihoods(self, model: nn.Module, examples: Any, row: int) -> Tensor:
+        return self.inner.log_likelihoods(model, examples, row)
+
     def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
         return self.inner.answers(model, examples)
 
