@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ from tune.records import Kind, Record, RecordStore, Variant, record_key
 PRETRAINED = "pretrained"
 EXPERTS = "experts"
 _FLOAT = 4
+
+
+Statistic: TypeAlias = tuple[int, Need, str, str]
+"""Seed, kind, task and path of a training statistic."""
 
 
 class Purpose(StrEnum):
@@ -66,8 +71,8 @@ class Workload:
 
     data: tuple[tuple[tuple[str, str], str], ...] = ()
     """Hashes of the examples by task and split; what has none is not checked."""
-    statistics: tuple[tuple[int, Need, str, str], ...] = ()
-    """Seed, kind, task and path of every training statistic that a method of the run needs."""
+    statistics: tuple[Statistic, ...] = ()
+    """Every training statistic that a method of the run needs."""
 
     def experts_of(self, seed: int) -> dict[str, Path]:
         """Paths of one seed's experts by task."""

@@ -20,6 +20,7 @@ from apgd.methods import PLUGS, SUFFIX, methods
 from apgd.published import TOLERANCE
 from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
+from apgd.training_statistics import StatisticSettings
 
 _TRACKING_SCHEMES = ("sqlite://", "postgresql://", "mysql://", "http://", "https://")
 _EXPERIMENT_FILE = "experiment.json"
@@ -139,6 +140,11 @@ class Experiment:
         if not self.smoke:
             return suite.finetune
         return replace(suite.finetune, steps=6, batch_size=16, checkpoint_every=3)
+
+    @property
+    def statistic_settings(self) -> StatisticSettings:
+        """How training statistics are computed; of a few examples in a smoke run."""
+        return StatisticSettings(examples=8) if self.smoke else StatisticSettings()
 
     @property
     def identity(self) -> dict[str, Any]:

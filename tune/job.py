@@ -11,6 +11,7 @@ from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.console import as_rich
 from tune.stages import (
+    collect_statistics,
     evaluate,
     evaluation_jobs,
     make_workload,
@@ -57,7 +58,8 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         expert_keys = record_experts(experts, store)
 
         # ... a method merges them, validation chooses its parameters, ...
-        workload = make_workload(experiment, suite, hashes, experts)
+        statistics = collect_statistics(experiment, suite, hashes, experts, pool, display)
+        workload = make_workload(experiment, suite, hashes, experts, statistics)
         searches = search(experiment, suite, workload, pool, store, display)
 
         # ... the suite judges each row once on test data, and a tracker keeps it.

@@ -15,7 +15,8 @@ from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert
 from apgd.methods import methods
 from apgd.source import library_versions, source_hash
 from apgd.suites import FinetuneSettings, Suite
-from tune.evaluators import EXPERTS, PRETRAINED, Purpose, ScoreJob, Workload
+from apgd.training_statistics import statistic_spec, statistics_file
+from tune.evaluators import EXPERTS, PRETRAINED, Purpose, ScoreJob, Statistic, Workload
 from tune.experiment import Experiment, merged_rank
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
@@ -27,21 +28,28 @@ from tune.workers import Introduction, Job, WorkerPool
 _SAMPLES = 16
 # What a score depends on besides weights and data.
 _SCORING_CODE = (
+    "apgd.adaptation",
+    "apgd.batches",
     "apgd.data",
     "apgd.execution",
     "apgd.fused",
     "apgd.heads",
     "apgd.lanes",
+    "apgd.layer_inputs",
     "apgd.lora",
     "apgd.methods",
     "apgd.metrics",
     "apgd.models",
     "apgd.numerics",
+    "apgd.order_statistics",
     "apgd.projective",
     "apgd.strips",
     "apgd.subspaces",
     "apgd.suites",
     "apgd.task_vectors",
+    "apgd.training_statistics",
+    "apgd.transformed",
+    "apgd.unlabelled",
     "tune.evaluators",
 )
 _SCORING_LIBRARIES = (
@@ -190,8 +198,45 @@ def _expert_record(task: str, seed: int, expert: Expert) -> Record:
     )
 
 
+def collect_statistics(
+    experiment: Experiment,
+    suite: Suite,
+    hashes: DataHashes,
+    experts: Experts,
+    pool: WorkerPool,
+    display: Display,
+) -> tuple[Statistic, ...]:
+    """Compute the training statistics that the run's methods need and that do not exist yet."""
+    needs = sorted({methods[n].needs for n in experiment.methods if methods[n].needs.is_statistic})
+    if not needs:
+        return ()
+    root = experiment.experts_dir.resolve() / "statistics"
+    settings = experiment.statistic_settings
+    specs = {
+        (seed, need, task): statistic_spec(
+            need, suite, task, expert.sha256, hashes[task, Split.TRAIN], settings
+        )
+        for (seed, task), expert in experts.items()
+        for need in needs
+    }
+    missing = [key for key, spec in specs.items() if statistics_file(spec, root) is None]
+    with display.stage("statistics", len(specs), len(specs) - len(missing)) as stage:
+        jobs = [
+            Job("collect", (suite.name, specs[seed, need, task], experts[seed, task].weights, root))
+            for seed, need, task in missing
+        ]
+        pool.run(jobs, on_done=lambda _index, _path: stage.advance())
+        stage.count(done=len(missing), reused=len(specs) - len(missing))
+        stage.note(f"of {settings.examples} training examples each, in {root}")
+    return tuple((*key, str(spec.path(root))) for key, spec in specs.items())
+
+
 def make_workload(
-    experiment: Experiment, suite: Suite, hashes: DataHashes, experts: Experts
+    experiment: Experiment,
+    suite: Suite,
+    hashes: DataHashes,
+    experts: Experts,
+    statistics: tuple[Statistic, ...] = (),
 ) -> Workload:
     """What all scores of the run have in common."""
     seeds = range(experiment.seeds)
@@ -224,6 +269,7 @@ def make_workload(
         ),
         inputs=tuple((seed, inputs(seed)) for seed in seeds),
         data=tuple(sorted(hashes.items())),
+        statistics=statistics,
         limit=experiment.limit,
         corruption_limit=experiment.corruption_limit,
     )

@@ -26,6 +26,7 @@ from apgd.errors import InputError
 from apgd.finetune import ExpertSpec, finetune
 from apgd.source import source_hash
 from apgd.suites import suites
+from apgd.training_statistics import StatisticSpec, collect_to
 from tune.cluster import Cluster
 from tune.dispatch import Running, dispatch
 from tune.evaluators import Evaluator, ScoreJob, Workload
@@ -108,6 +109,11 @@ class Worker:
 
         expert = finetune(suites[suite], spec, root, device=self._device, report=report)
         return expert.manifest
+
+    def collect(self, suite: str, spec: StatisticSpec, weights: Path, root: Path) -> Path:
+        """Compute an expert's training statistic, unless it is there; its file."""
+        numerics.configure(self._threads)
+        return collect_to(root, spec, suites[suite], weights, device=self._device)
 
     def score(self, workload: Workload, job: ScoreJob) -> float:
         """Score a merge or a reference row and put the record on disk; its mean accuracy."""
