@@ -24,7 +24,8 @@ class LayerSummary:
     details: dict[str, Detail]
     """What its method tells. DOGE TA: `coefficients` λ_i, `subspace_size` k, `loss_before` and
     `loss_after` (the gap loss of Δ = 0 and of Δ), `kept` (the share of entries kept of each task
-    vector)."""
+    vector). Ties-Merging and Model Breadcrumbs: `kept`. Consensus merging: `agreed` (the share of
+    entries that enough tasks select)."""
 
 
 @dataclass(frozen=True, kw_only=True)

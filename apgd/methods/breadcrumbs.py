@@ -56,7 +56,7 @@ def bounds(
     count = tau[0].numel()
     first = 1 + int(params.drop_smallest * count)
     last = max(first, count - int(params.drop_largest * count))
-    return order_statistics(of_one(tau), torch.tensor([[first, last]] * len(tau)))
+    return order_statistics(of_one(tau), torch.tensor([[first, last]] * len(tau), device="cpu"))
 
 
 def _inside(

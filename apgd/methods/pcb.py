@@ -62,7 +62,7 @@ def _prepare(vectors: TaskVectors, params: PcbParams, _evidence: Evidence) -> Bo
     count, experts = vectors.entries, len(vectors)
 
     def each(low: int, high: int) -> Tensor:  # ranks from 1
-        return torch.tensor([[low, max(1, high)]] * experts)
+        return torch.tensor([[low, max(1, high)]] * experts, device="cpu")
 
     magnitudes = order_statistics(
         vectors.total_of, each(1 + int(count * _OUTLIERS), int(count * (1 - _OUTLIERS)))
