@@ -32,10 +32,6 @@ class PluggedParams(MethodParams):
 
     inner_type: ClassVar[type[MethodParams]]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.inner  # checked on construction, as far as its fields depend on each other
-
     @property
     def apgd(self) -> ApgdParams:
         """Those of APGD."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from apgd.cost import Cost
-from apgd.errors import InputError
 from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
 from apgd.order_statistics import of_one, order_statistics
 from apgd.strips import by_strips, sums_by_strips
@@ -14,48 +13,41 @@ from apgd.strips import by_strips, sums_by_strips
 
 @dataclass(frozen=True, kw_only=True)
 class BreadcrumbsParams(MethodParams):
-    """Parameters of Model Breadcrumbs."""
+    """Parameters of Model Breadcrumbs; in the paper's terms γ - β and 1 - γ are the shares."""
 
     coefficient: float = parameter(
         0.3, "merging coefficient λ of every task vector", low=0, search=(0.05, 2.0), log=True
     )
-    drop_smallest: float = parameter(
-        0.85,
-        "share β of the entries of each task vector and matrix that is dropped, smallest "
-        "magnitudes first",
+    keep_ratio: float = parameter(
+        0.14,
+        "share of the entries of each task vector and matrix that is kept, largest magnitudes "
+        "first, once outliers are dropped",
         low=0,
         high=1,
-        search=(0.5, 0.95),
+        open_low=True,
+        search=(0.05, 1.0),
     )
-    drop_largest: float = parameter(
-        0.007,
-        "share of them that is dropped, largest magnitudes first (1 - γ of the paper)",
+    outlier_ratio: float = parameter(
+        0.01,
+        "share of the entries that is dropped as outliers, largest magnitudes first",
         low=0,
         high=1,
-        search=(0.0, 0.04),
+        search=(0.0, 0.05),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.drop_smallest + self.drop_largest >= 1:
-            raise InputError(
-                f"drop_smallest + drop_largest must be below 1, but got "
-                f"{self.drop_smallest:g} + {self.drop_largest:g}"
-            )
 
 
 def bounds(
     tau: Tensor,  # (N, m, n)
     params: BreadcrumbsParams,
 ) -> Tensor:  # (N, 2)
-    """The smallest and the largest magnitude that stay in each task vector.
+    """The smallest and the largest magnitude that are kept of each task vector.
 
-    Of d entries the ⌊drop_smallest·d⌋ smallest go and the ⌊drop_largest·d⌋ largest, but none whose
-    magnitude equals one that stays.
+    Of d entries the ⌊outlier_ratio·d⌋ largest are dropped, and of the others the ⌊keep_ratio·d⌋
+    largest kept; but at least one is, and all whose magnitude equals one of these bounds.
     """
     count = tau[0].numel()
-    first = 1 + int(params.drop_smallest * count)
-    last = max(first, count - int(params.drop_largest * count))
+    last = max(1, count - int(params.outlier_ratio * count))
+    first = min(last, max(1, last - int(params.keep_ratio * count) + 1))
     return order_statistics(of_one(tau), torch.tensor([[first, last]] * len(tau), device="cpu"))
 
 

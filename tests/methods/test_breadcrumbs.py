@@ -21,47 +21,46 @@ def delta(experts: list[Tensor], **params: float) -> Tensor:
 def test_by_hand() -> None:
     first = torch.tensor([[4.0, -7.0, 1.0, -10.0, 8.0], [-2.0, 6.0, 9.0, -3.0, 5.0]])
     second = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4], [-0.5, -0.6, -0.7, -0.8, -0.9]])
-    found = delta([first, second], coefficient=2.0, drop_smallest=0.5, drop_largest=0.2)
-    # Of ten entries the five smallest and the two largest go: 6, 7, 8 stay, and -0.5, -0.6, -0.7.
+    found = delta([first, second], coefficient=2.0, keep_ratio=0.3, outlier_ratio=0.2)
+    # Of ten entries the two largest go, and the next three stay: 6, 7, 8, and -0.5, -0.6, -0.7.
     expected = torch.tensor([[0.0, -7.0, 0.0, 0.0, 8.0], [-0.5, 6.0 - 0.6, -0.7, 0.0, 0.0]])
     torch.testing.assert_close(found, 2 * expected)
 
 
 def test_dropping_nothing_is_task_arithmetic(model: Make) -> None:
     base, experts = model(3)
-    ours = merge("breadcrumbs", base, experts, drop_smallest=0.0, drop_largest=0.0)
+    ours = merge("breadcrumbs", base, experts, keep_ratio=1.0, outlier_ratio=0.0)
     theirs = merge("task_arithmetic", base, experts)
     assert all(same_bits(ours[n], theirs[n]) for n in base)
 
 
 @pytest.mark.parametrize(
-    ("smallest", "largest"), [(0.85, 0.01), (0.5, 0.0), (0.0, 0.3), (0.9, 0.05), (0.2, 0.7)]
+    ("keep", "outliers"), [(0.15, 0.01), (0.5, 0.0), (1.0, 0.3), (0.3, 0.6), (0.6, 0.6)]
 )
 def test_shares_are_those_of_a_sort_of_every_matrix(
-    smallest: float, largest: float, model: Make
+    keep: float, outliers: float, model: Make
 ) -> None:
     base, experts = model(4)
     merged = merge(
-        "breadcrumbs", base, experts, drop_smallest=smallest, drop_largest=largest, coefficient=0.5
+        "breadcrumbs", base, experts, keep_ratio=keep, outlier_ratio=outliers, coefficient=0.5
     )
     for name, shape in SHAPES.items():
         total, count = torch.zeros(shape), shape[0] * shape[1]
+        most = count - int(outliers * count)
+        least = max(0, most - int(keep * count))
         for state in experts.values():
             tau = (state[name] - base[name]).flatten()
-            order = tau.abs().argsort()
-            stays = order[int(smallest * count) : count - int(largest * count)]
-            kept = torch.zeros_like(tau).scatter(0, stays, tau[stays])
-            total += kept.view(shape)
+            stays = tau.abs().argsort()[least:most]
+            total += torch.zeros_like(tau).scatter(0, stays, tau[stays]).view(shape)
         torch.testing.assert_close(merged[name], base[name] + 0.5 * total)
         [layer] = [la for la in merged.summary.layers if la.name == name]
-        share = (count - int(largest * count) - int(smallest * count)) / count
-        assert layer.details["kept"] == pytest.approx([share] * 4)
+        assert layer.details["kept"] == pytest.approx([(most - least) / count] * 4)
 
 
 def test_entries_that_tie_with_one_that_stays_do_too() -> None:
     tau = torch.tensor([[1.0, -1.0, 1.0, 2.0, -2.0, 3.0, 3.0, -3.0, 3.0, 0.0]])
-    found = delta([tau], coefficient=1.0, drop_smallest=0.2, drop_largest=0.3)
-    # From the third smallest, a 1, to the fourth largest, a 3.
+    found = delta([tau], coefficient=1.0, keep_ratio=0.5, outlier_ratio=0.3)
+    # The fourth largest is a 3, the fourth below it a 1; only the 0 is smaller.
     assert torch.equal(found, tau)
 
 
@@ -87,17 +86,16 @@ def test_opposite_task_vectors_cancel(model: Make) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1), (1, 200)])
-def test_small_matrices_keep_at_least_one_entry(shape: tuple[int, int]) -> None:
+def test_at_least_one_entry_is_kept(shape: tuple[int, int]) -> None:
     tau = 1 + torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    for smallest, largest in ((0.0, 0.99), (0.99, 0.0), (0.5, 0.49)):
-        found = delta([tau], drop_smallest=smallest, drop_largest=largest)
-        assert 1 <= (found != 0).sum() <= max(1, 0.02 * tau.numel() + 1)
+    ordered = tau.flatten().sort().values
+    for keep, outliers in ((0.001, 0.0), (0.001, 1.0), (1.0, 0.999)):
+        found = delta([tau], coefficient=1.0, keep_ratio=keep, outlier_ratio=outliers)
+        assert found[found != 0].tolist() == [ordered[-1 if outliers == 0 else 0]]
 
 
-@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs+apgd"])
-@pytest.mark.parametrize(("smallest", "largest"), [(1.0, 0.0), (0.0, 1.0), (0.9, 0.1)])
-def test_something_must_stay(name: str, smallest: float, largest: float) -> None:
-    with pytest.raises(InputError, match=f"must be below 1, but got {smallest:g} \\+ {largest:g}"):
-        methods[name].parse({"drop_smallest": smallest, "drop_largest": largest})
-    with pytest.raises(InputError, match=r"drop_smallest must lie in \[0, 1\], but got 85"):
-        methods[name].parse({"drop_smallest": 85})
+def test_shares_are_shares() -> None:
+    with pytest.raises(InputError, match=r"keep_ratio must lie in \(0, 1\], but got 14"):
+        methods["breadcrumbs"].parse({"keep_ratio": 14})
+    with pytest.raises(InputError, match=r"outlier_ratio must lie in \[0, 1\], but got -0.1"):
+        methods["breadcrumbs"].parse({"outlier_ratio": -0.1})
