@@ -105,12 +105,13 @@ def _elementwise_cases() -> list[Case]:
     )  # fmt: skip
     # mergekit `breadcrumbs`: of the n entries of a matrix, the ⌊gamma·n⌋ largest are dropped, the
     # ⌊density·n⌋ that follow are kept, unscaled; a density of 1 keeps all, outliers too. The
-    # authors' own code ranks within rows. Of the paper's, β is 1 − density − gamma, γ 1 − gamma.
-    for count, coefficient, density, gamma in ((8, 0.3, 0.14, 0.01), (3, 1.0, 0.5, 0.1)):
+    # authors' own code ranks within rows. We have the paper's β = 1 − density − gamma in place of
+    # the density, so that other shares than these can differ by an entry, through rounding.
+    for count, coefficient, smallest, largest in ((8, 0.3, 0.75, 0.125), (3, 1.0, 0.25, 0.25)):
         cases.append(
             _case("breadcrumbs", count, "breadcrumbs",
-                  {"coefficient": coefficient, "keep_ratio": density, "outlier_ratio": gamma},
-                  {"weight": coefficient, "density": density, "gamma": gamma})
+                  {"coefficient": coefficient, "drop_smallest": smallest, "drop_largest": largest},
+                  {"weight": coefficient, "density": 1 - smallest - largest, "gamma": largest})
         )  # fmt: skip
     # The authors' PCB_merge, over the whole model. |τ| is clamped to its order statistics at 1e-4
     # and 1 − 1e-4 (1e-2 in their code for language); intra balance exp(N·minmax(|τ|)²), inter
@@ -220,12 +221,14 @@ def _statistics_cases() -> list[Case]:
     count = len(_WITH_EVIDENCE)
     # FusionBench merging_with_fisher_weights: Σ c_i (F_i + ε) θ_i / Σ c_i (F_i + ε), ε = 1e-6; c_i
     # in proportion to 1 / (‖F_i‖ + ε), the norm over all merged parameters, or equal where not
-    # normalised. Its F is the square of a batch's summed gradient, ours is the mean of squares.
+    # normalised. Its ε is absolute, and so depends on the scale of F; ours is in units of F's root
+    # mean square, of each expert or of all. They are the same of all, which is 1 here, and of each
+    # where they vanish. Its F is the square of a batch's summed gradient, ours the mean of squares.
     cases = [
-        _case("fisher", count, "fisher", {"normalize": "yes"},
-              {"normalize_fisher_weight": True, "minimal_fisher_weight": 1e-6}),
-        _case("fisher", count, "fisher", {"normalize": "no"},
-              {"normalize_fisher_weight": False, "minimal_fisher_weight": 1e-6}),
+        _case("fisher", count, "fisher", {"normalisation": "norm", "minimal_weight": 1e-12},
+              {"normalize_fisher_weight": True, "minimal_fisher_weight": 1e-20}),
+        _case("fisher", count, "fisher", {"normalisation": "none", "minimal_weight": 0.01},
+              {"normalize_fisher_weight": False, "minimal_fisher_weight": 0.01}),
     ]  # fmt: skip
     # FusionBench merging_with_regmean_weights: means of x xᵀ with off-diagonal entries scaled (0.95
     # for CLIP, 0.6 for GPT-2, 0.1 in the base configuration), and a plain inverse.
@@ -251,7 +254,7 @@ def _test_time_cases() -> list[Case]:
     count = len(_WITH_EVIDENCE)
     cases = []
     for steps, learning_rate in ((5, 1e-3), (20, 1e-2)):
-        ours: dict[str, Value] = {"steps": steps, "learning_rate": learning_rate}
+        ours: dict[str, Value] = {"iterations": steps, "learning_rate": learning_rate}
         theirs: dict[str, Value] = {"steps": steps, "learning_rate": learning_rate}
         cases += [
             _case("adamerging_task_wise", count, "adamerging_task_wise", ours, theirs),
@@ -288,14 +291,21 @@ def evidence() -> dict[str, Tensor]:
     shapes = {name: tensor.shape for name, tensor in TinyEncoder().state_dict().items()}
     for i, (expert, classes) in enumerate(zip(_WITH_EVIDENCE, _CLASSES, strict=True)):
         for name, (rows, columns) in shapes.items():
-            tensors[f"fisher/{expert}/{name}"] = 10.0 ** -(i + 3) * random(rows, columns).square()
+            tensors[f"fisher/{expert}/{name}"] = 10.0**-i * random(rows, columns).square()
             inputs = random(200, columns) @ random(columns, columns) / columns**0.5
             tensors[f"gram/{expert}/{name}"] = inputs.T @ inputs / len(inputs)
         tensors[f"inputs/{expert}"] = torch.randint(
             256, (BATCH, *IMAGE), generator=generator, dtype=torch.uint8
         )
         tensors[f"head/{expert}"] = random(classes, SIZE)
-    return tensors
+    return _with_unit_fisher(tensors)
+
+
+def _with_unit_fisher(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fisher information with a root mean square of 1 over all experts."""
+    names = [name for name in tensors if name.startswith("fisher/")]
+    size = torch.cat([tensors[name].flatten() for name in names]).square().mean().sqrt()
+    return {name: t / size if name in names else t for name, t in tensors.items()}
 
 
 def main() -> None:
