@@ -265,6 +265,7 @@ def _test_time_cases() -> list[Case]:
         cases.append(
             _case(name, count, name, {**ours, "keep_ratio": 0.2}, {**theirs, "threshold": 0.2})
         )
+    ours = {f"adaptation_{name}": value for name, value in ours.items()}
     cases.append(_case("doge_am", count, "doge_adamerging", ours, theirs))
     return cases
 
