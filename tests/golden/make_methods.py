@@ -6,6 +6,9 @@ these implementations that is in no package. The others (FusionBench 0.2.33, mer
 0.21.2) get installed into an environment of their own.
 
 What each implementation does, and where it differs from the paper or from us, is said at its cases.
+Measured, relative to the norm of θ − θ_0: 1e-6 for what looks at entries or learns coefficients,
+4e-6 for RegMean, 8e-6 for what looks at singular values, 2e-5 for DOGE AM (its Adam, whose eps
+matters where gradients are small; one Δ for all experts would be 9e-4 off).
 """
 
 import argparse
@@ -223,7 +226,9 @@ def _statistics_cases() -> list[Case]:
     # in proportion to 1 / (‖F_i‖ + ε), the norm over all merged parameters, or equal where not
     # normalised. Its ε is absolute, and so depends on the scale of F; ours is in units of F's root
     # mean square, of each expert or of all. They are the same of all, which is 1 here, and of each
-    # where they vanish. Its F is the square of a batch's summed gradient, ours the mean of squares.
+    # where they vanish. F is given, since its F is not ours on purpose: it squares the gradient of
+    # a batch's sum of √p log p, with cross terms, where ours is the mean of squares. On 64 inputs
+    # of these models, merges with the two are 0.23 apart with batches of 1, 0.66 with its 32.
     cases = [
         _case("fisher", count, "fisher", {"normalisation": "norm", "minimal_weight": 1e-12},
               {"normalize_fisher_weight": True, "minimal_fisher_weight": 1e-20}),
