@@ -122,16 +122,28 @@ def modification_vector(
     constants, total = residual_constants(tau, coefficients), coefficients.sum()  # a, Λ
     delta = torch.zeros_like(tau[0])
     mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
-    beta1, beta2 = ADAM_BETAS
     for step in range(1, iterations + 1):
         residuals = constants - total * row_products(tau, delta)  # (N, m): e
         gradient = row_combinations(-2 * total * residuals, tau)  # (m, n)
         gradient -= subspace @ (subspace.T @ gradient)  # G − U Uᵀ G
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = (square / (1 - beta2**step)).sqrt_().add_(ADAM_EPS)
-        delta.addcdiv_(mean, denominator, value=-learning_rate / (1 - beta1**step))
+        adam_step(delta, mean, square, gradient, step, learning_rate)
     return delta
+
+
+def adam_step(
+    variable: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    gradient: Tensor,
+    step: int,  # from 1
+    learning_rate: float,
+) -> None:
+    """One step of Adam, in place; `mean` and `square` are its moments, zero before the first."""
+    beta1, beta2 = ADAM_BETAS
+    mean.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    denominator = (square / (1 - beta2**step)).sqrt_().add_(ADAM_EPS)
+    variable.addcdiv_(mean, denominator, value=-learning_rate / (1 - beta1**step))
 
 
 def exact_modification_vector(

@@ -1,40 +1,147 @@
-"""Leading singular subspaces, from the Gram matrix of a matrix's smaller side."""
+"""Singular vectors and polar factors, from the Gram matrix of a matrix's smaller side.
 
-import ctypes
-from collections.abc import Callable
-from functools import cache
+The Gram matrix and what follows from it are in float64, so that squaring the singular values costs
+no accuracy at float32. Directions whose singular value is zero up to rounding are left out: they
+are arbitrary, and whatever is made of them would be too.
+"""
 
-import numpy as np
+from dataclasses import dataclass
+
 import torch
-from scipy.linalg import cython_lapack
 from torch import Tensor
+
+from apgd.cost import Cost
+from apgd.eigenvectors import leading_eigenvectors
 
 _PANEL = 1024
 _ROUNDING = 4
+
+
+@dataclass(frozen=True)
+class SingularTriplets:
+    """Some of a matrix's singular values, in descending order, and their vectors; all float64."""
+
+    left: Tensor
+    """U, (m, k)."""
+    values: Tensor
+    """S, (k,)."""
+    right: Tensor
+    """V, (n, k)."""
+
+
+@dataclass(frozen=True)
+class Polar:
+    """What is left of a matrix when every singular value that is not zero becomes 1."""
+
+    factor: Tensor
+    """U Vᵀ, (m, n), in the matrix's type."""
+    values: Tensor
+    """The singular values that became 1, in descending order, float64."""
 
 
 def leading_left_singular_vectors(
     matrix: Tensor,  # (m, n)
     count: int,
 ) -> Tensor:  # (m, min(count, rank))
-    """The left singular vectors of the `count` largest singular values, in descending order.
-
-    They come from the Gram matrix in float64, so that squaring the singular values costs no
-    accuracy at float32. Directions whose singular value is zero up to rounding are left out: they
-    are arbitrary, and a subspace made of them would be too.
-    """
+    """The left singular vectors of the `count` largest singular values, in descending order."""
     m, n = matrix.shape
-    count = min(count, m, n)
-    if count == 0:
-        return matrix.new_zeros(m, 0)
-    squares, leading = _leading_eigenvectors(_gram(matrix if m <= n else matrix.T), count)
-    # Entries rounded to float32 leave singular values of about √max(m, n) · eps of the largest.
-    cutoff = squares[0] * max(m, n) * (_ROUNDING * torch.finfo(torch.float32).eps) ** 2
-    leading = leading[:, : int((squares > cutoff).sum())]
+    _squares, leading = _leading_of_smaller_side(matrix, count)
     if m > n:
         # A v_i = σ_i u_i: orthogonal columns, which QR normalises without dividing by a small σ_i.
         leading = torch.linalg.qr(_wide_product(matrix, leading)).Q
     return leading.to(matrix.dtype)
+
+
+def leading_singular_triplets(
+    matrix: Tensor,  # (m, n)
+    count: int,
+    least_scale: float = 0.0,
+) -> SingularTriplets:  # min(count, rank) of them
+    """The `count` largest singular values and their vectors; a pair's sign is arbitrary.
+
+    Args:
+        matrix: the matrix.
+        count: how many.
+        least_scale: where the matrix is what is left of a larger one, that one's size; singular
+            values that are zero up to its rounding are left out too.
+    """
+    m, n = matrix.shape
+    _squares, known = _leading_of_smaller_side(matrix, count, least_scale)
+    other = _wide_product(matrix if m > n else matrix.T, known)  # σ_i times the other side's
+    values = torch.linalg.vector_norm(other, dim=0)
+    other /= values
+    return SingularTriplets(*((other, values, known) if m > n else (known, values, other)))
+
+
+def polar(
+    matrix: Tensor,  # (m, n)
+    out: Tensor | None = None,
+) -> Polar:
+    """The polar factor: the nearest matrix with orthonormal columns, or rows if they are fewer.
+
+    Of a matrix without full rank it has orthonormal columns only on the rows' span, and is unique,
+    where the factor of a complete decomposition is not.
+
+    Args:
+        matrix: A.
+        out: where the factor goes, for example `matrix` itself; new memory where None.
+    """
+    m, n = matrix.shape
+    tall = matrix if m > n else matrix.T
+    squares, vectors = _leading_of_smaller_side(matrix, min(m, n))
+    root = (vectors * squares.rsqrt()) @ vectors.T  # (AᵀA)^(-1/2) of a tall A
+    del vectors
+    factor = torch.empty_like(matrix) if out is None else out
+    _wide_product(tall, root, factor if m > n else factor.T)
+    return Polar(factor, squares.sqrt())
+
+
+def triplets_cost(shape: tuple[int, int], count: int) -> Cost:
+    """The work of `leading_singular_triplets`.
+
+    The weights here and in `polar_cost` (float64, and much of it slower than a matrix product) are
+    from measurements.
+    """
+    (m, n), rank = shape, min(shape)
+    eigenvectors = (10 if 4 * count < rank else 16) * rank**3
+    return Cost(flops=4 * m * n * (rank + min(count, rank)) + eigenvectors)
+
+
+def polar_cost(shape: tuple[int, int]) -> Cost:
+    """The work of `polar`."""
+    (m, n), rank = shape, min(shape)
+    return Cost(flops=8 * m * n * rank + 20 * rank**3)
+
+
+def real_directions(
+    squares: Tensor,  # (k,), squared singular values in descending order
+    longest: int,  # max(m, n)
+    least_scale: float = 0.0,
+) -> int:
+    """How many singular values are not zero up to rounding.
+
+    Entries rounded to float32 leave singular values of about √max(m, n) · eps of the largest, or
+    of `least_scale` if that is larger.
+    """
+    largest = squares[0].clamp(min=least_scale**2)
+    cutoff = largest * longest * (_ROUNDING * torch.finfo(torch.float32).eps) ** 2
+    return int((squares > cutoff).sum())
+
+
+def _leading_of_smaller_side(
+    matrix: Tensor,  # (m, n)
+    count: int,
+    least_scale: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # (k,), (min(m, n), k): float64
+    """Squared singular values, and their vectors on the side that is shorter."""
+    m, n = matrix.shape
+    count = min(count, m, n)
+    if count == 0:
+        nothing = torch.zeros(min(m, n), 0, dtype=torch.float64, device=matrix.device)
+        return nothing.new_zeros(0), nothing
+    squares, vectors = leading_eigenvectors(_gram(matrix if m <= n else matrix.T), count)
+    real = real_directions(squares, max(m, n), least_scale)
+    return squares[:real], vectors[:, :real]
 
 
 def _gram(
@@ -56,71 +163,11 @@ def _gram(
 def _wide_product(
     matrix: Tensor,  # (m, n)
     vectors: Tensor,  # (n, k), float64
-) -> Tensor:  # (m, k), float64
-    product = vectors.new_empty(matrix.shape[0], vectors.shape[1])
+    out: Tensor | None = None,  # (m, k)
+) -> Tensor:  # (m, k), float64 where `out` is None
+    """The product, computed in float64, a few rows at a time; `out` may be `matrix`."""
+    product = vectors.new_empty(matrix.shape[0], vectors.shape[1]) if out is None else out
     for first in range(0, matrix.shape[0], _PANEL):
         rows = slice(first, first + _PANEL)
-        torch.mm(matrix[rows].double(), vectors, out=product[rows])
+        product[rows] = matrix[rows].double() @ vectors
     return product
-
-
-def _leading_eigenvectors(
-    gram: Tensor,  # (s, s), float64; overwritten
-    count: int,
-) -> tuple[Tensor, Tensor]:  # (count,), (s, count)
-    """The `count` largest eigenvalues in descending order, and their eigenvectors."""
-    if gram.device.type == "cpu":
-        return _some_eigenvectors(gram, count)
-    values, vectors = torch.linalg.eigh(gram)
-    return values.flip(0)[:count], vectors.flip(1)[:, :count]
-
-
-def _some_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """LAPACK's dsyevr, which makes only those eigenvectors that are asked for.
-
-    torch has no such function. SciPy's own holds the interpreter's lock while it computes, and here
-    several experts are worked on at once, so its LAPACK is called without it.
-    """
-    size = gram.shape[0]
-    values, vectors = np.empty(size), np.empty((count, size))
-    support = np.empty(2 * count, np.intc)
-    work, integers = np.empty(1), np.empty(1, np.intc)
-    none, found, info = ctypes.c_double(), ctypes.c_int(), ctypes.c_int()
-    for lengths in ((-1, -1), None):  # first LAPACK is asked how much working space it wants
-        if lengths is None:
-            work, integers = np.empty(int(work[0])), np.empty(int(integers[0]), np.intc)
-            lengths = (len(work), len(integers))
-        _dsyevr()(
-            b"V", b"I", b"U",
-            _int(size), _address(gram.numpy()), _int(size),
-            ctypes.byref(none), ctypes.byref(none), _int(size - count + 1), _int(size),
-            ctypes.byref(none), ctypes.byref(found), _address(values),
-            _address(vectors), _int(size), _address(support),
-            _address(work), _int(lengths[0]), _address(integers), _int(lengths[1]),
-            ctypes.byref(info),
-        )  # fmt: skip
-        if info.value != 0 or (work.size > 1 and found.value != count):
-            raise RuntimeError(f"LAPACK's dsyevr failed with status {info.value}")
-    return (
-        torch.from_numpy(values[:count]).flip(0),
-        torch.from_numpy(vectors).flip(0).T,
-    )
-
-
-def _int(value: int) -> object:
-    return ctypes.byref(ctypes.c_int(value))
-
-
-def _address(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-@cache
-def _dsyevr() -> Callable[..., None]:
-    capsule = cython_lapack.__pyx_capi__["dsyevr"]
-    name = ctypes.pythonapi.PyCapsule_GetName
-    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    kinds = [ctypes.c_char_p] * 3 + [ctypes.c_void_p] * 18
-    return ctypes.CFUNCTYPE(None, *kinds)(pointer(capsule, name(capsule)))

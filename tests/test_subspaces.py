@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from apgd import subspaces
-from apgd.subspaces import leading_left_singular_vectors
+from apgd import eigenvectors, subspaces
+from apgd.subspaces import (
+    leading_left_singular_vectors,
+    leading_singular_triplets,
+    polar,
+)
 
 
 def random(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -77,11 +81,91 @@ def test_lapack_and_torch_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         values, vectors = torch.linalg.eigh(gram)
         return values.flip(0)[:count], vectors.flip(1)[:, :count]
 
-    monkeypatch.setattr(subspaces, "_leading_eigenvectors", like_a_gpu)
+    monkeypatch.setattr(subspaces, "leading_eigenvectors", like_a_gpu)
     theirs = leading_left_singular_vectors(matrix, 9)
     torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, atol=1e-11, rtol=0)
 
 
 def test_a_failure_of_lapack_is_not_silent() -> None:
     with pytest.raises(RuntimeError, match="dsyevr failed"):
-        subspaces._some_eigenvectors(torch.full((4, 4), float("nan"), dtype=torch.float64), 2)
+        eigenvectors._some_eigenvectors(torch.full((4, 4), float("nan"), dtype=torch.float64), 2)
+
+
+SHAPES = [(12, 5), (5, 12), (8, 8), (1, 7), (7, 1), (1300, 20), (300, 260)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_triplets_are_those_of_a_full_decomposition(shape: tuple[int, int]) -> None:
+    matrix = random(*shape)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    for count in {1, min(shape) // 2, min(shape)}:
+        ours = leading_singular_triplets(matrix, count)
+        torch.testing.assert_close(ours.values, s[:count])
+        # Pairs may change sign together, so what is compared is made of both.
+        made = ours.left @ torch.diag(ours.values.sqrt()) @ ours.right.T
+        expected = u[:, :count] @ torch.diag(s[:count].sqrt()) @ vh[:count]
+        torch.testing.assert_close(made, expected, atol=1e-9, rtol=0)
+        for side in (ours.left, ours.right):
+            torch.testing.assert_close(side.T @ side, torch.eye(count, dtype=torch.float64))
+
+
+def test_triplets_leave_out_what_is_zero() -> None:
+    left, right = random(9, 2), random(6, 2, seed=1)
+    found = leading_singular_triplets(left @ right.T, 6)
+    assert (found.left.shape, found.right.shape, found.values.shape) == ((9, 2), (6, 2), (2,))
+    torch.testing.assert_close((found.left * found.values) @ found.right.T, left @ right.T)
+    assert len(leading_singular_triplets(torch.zeros(4, 3), 2).values) == 0
+    assert leading_singular_triplets(left, 0).left.shape == (9, 0)
+
+
+def test_triplets_leave_out_what_rounding_left_of_something_larger() -> None:
+    rest = 1e-7 * random(9, 6)
+    assert len(leading_singular_triplets(rest, 3).values) == 3
+    assert len(leading_singular_triplets(rest, 3, least_scale=1.0).values) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_polar_factor_is_that_of_a_full_decomposition(shape: tuple[int, int]) -> None:
+    matrix = random(*shape)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    found = polar(matrix)
+    torch.testing.assert_close(found.factor, u @ vh, atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.values, s)
+    in_place = matrix.clone()
+    assert polar(in_place, out=in_place).factor is in_place
+    assert torch.equal(in_place, found.factor)
+
+
+def test_polar_factor_of_single_precision_is_that_of_the_matrix() -> None:
+    left = torch.linalg.qr(random(50, 40)).Q
+    right = torch.linalg.qr(random(40, 40, seed=1)).Q
+    values = torch.logspace(0, -4, 40, dtype=torch.float64)
+    matrix = ((left * values) @ right.T).float()
+    u, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    factor = polar(matrix).factor
+    assert factor.dtype == torch.float32
+    torch.testing.assert_close(factor.double(), u @ vh, atol=1e-6, rtol=0)
+
+
+def test_polar_factor_without_full_rank_is_the_part_that_is_determined() -> None:
+    left, right = (torch.linalg.qr(random(n, 3, seed=n)).Q for n in (9, 6))
+    matrix = (left * torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)) @ right.T
+    found = polar(matrix)
+    torch.testing.assert_close(found.factor, left @ right.T)
+    assert len(found.values) == 3
+    padded = torch.nn.functional.pad(matrix, (0, 4, 0, 5))
+    expected = torch.nn.functional.pad(found.factor, (0, 4, 0, 5))
+    torch.testing.assert_close(polar(padded).factor, expected)
+    assert torch.equal(polar(torch.zeros(4, 3)).factor, torch.zeros(4, 3))
+
+
+def test_all_eigenvectors_and_some_of_them_agree() -> None:
+    """LAPACK finds all and some in different ways."""
+    matrix = random(40, 60)
+    gram = matrix @ matrix.T
+    values, vectors = eigenvectors.leading_eigenvectors(gram.clone(), 40)
+    for count in (5, 9, 10, 11, 39):
+        some = eigenvectors.leading_eigenvectors(gram.clone(), count)
+        torch.testing.assert_close(some[0], values[:count])
+        ours, theirs = some[1], vectors[:, :count]
+        torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, atol=1e-11, rtol=0)

@@ -1,0 +1,157 @@
+"""Isotropic merging: every direction of the merged task vector counts the same.
+
+Directions whose singular value is zero up to rounding are left out, because they are arbitrary. So
+where the task vectors do not have full rank together, as those of LoRA do not, the singular values
+are spread over the directions that there are, and their sum stays what it was.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apgd.cost import Cost
+from apgd.lanes import lanes
+from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
+from apgd.projective import decompositions_at_once, task_norms
+from apgd.strips import by_strips
+from apgd.subspaces import leading_singular_triplets, polar, polar_cost, triplets_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoCParams(MethodParams):
+    """Parameters of Iso-C."""
+
+    coefficient: float = parameter(
+        1.0,
+        "merging coefficient α of the merged task vector",
+        low=0,
+        search=(0.2, 5.0),
+        log=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoCtsParams(IsoCParams):
+    """Parameters of Iso-CTS."""
+
+    common_share: float = parameter(
+        0.8,
+        "share of the directions that come from the sum of the task vectors, not from single tasks",
+        low=0,
+        high=1,
+        search=(0.5, 1.0),
+    )
+
+
+def subspace_sizes(rank: int, experts: int, common_share: float) -> tuple[int, int]:
+    """How many directions are common, and how many each task has of its own.
+
+    What is not common is rounded to a multiple of the number of tasks, as published; half of one,
+    to the even multiple.
+    """
+    per_task = round((rank - int(rank * common_share)) / experts)
+    if per_task * experts > rank:
+        per_task -= 1
+    return rank - per_task * experts, per_task
+
+
+def _iso_c(tau: Tensor, params: IsoCParams, _prepared: None) -> Combined:
+    merged = _sum(tau)
+    with lanes():
+        found = polar(merged, out=merged)
+    value = _mean(found.values)
+    details = {"singular_value": value, "directions": len(found.values)}
+    return Combined(merged.mul_(params.coefficient * value), details)
+
+
+def _iso_cts(tau: Tensor, params: IsoCtsParams, _prepared: None) -> Combined:
+    count, m, n = tau.shape
+    common, per_task = subspace_sizes(min(m, n), count, params.common_share)
+    # Columns that no direction is found for stay zero; they change nothing.
+    left, right = tau.new_zeros(m, min(m, n)), tau.new_zeros(n, min(m, n))
+    values = torch.zeros(min(m, n), dtype=torch.float64, device=tau.device)
+
+    def keep(matrix: Tensor, first: int, most: int, least_scale: float = 0.0) -> None:
+        found = leading_singular_triplets(matrix, most, least_scale)
+        columns = slice(first, first + len(found.values))
+        left[:, columns], right[:, columns] = found.left, found.right
+        values[columns] = found.values
+
+    with lanes():
+        keep(_sum(tau), 0, common)
+    basis, scales = left[:, :common], task_norms(tau).tolist()
+
+    def keep_own(i: int) -> None:
+        own = torch.addmm(tau[i], basis, basis.T @ tau[i], alpha=-1)
+        keep(own, common + i * per_task, per_task, least_scale=scales[i])
+
+    if per_task > 0:
+        with lanes(most=decompositions_at_once(min(m, n))) as each:
+            each(keep_own, range(count))
+    with lanes(most=decompositions_at_once(min(m, n))) as each:
+        each(lambda side: polar(side, out=side), (left, right))
+    value = _mean(values[values > 0])
+    left.mul_(params.coefficient * value)
+    details = {
+        "singular_value": value,
+        "common_directions": int((values[:common] > 0).sum()),
+        "task_directions": int((values[common:] > 0).sum()),
+    }
+    return Combined(by_strips(tau[:1], lambda _part, rows: left[rows] @ right.T), details)
+
+
+def _sum(tau: Tensor) -> Tensor:  # (m, n)
+    return by_strips(tau, lambda part, _rows: part.sum(dim=0))
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) > 0 else 0.0
+
+
+def _iso_c_holds(shape: tuple[int, int], experts: int) -> int:
+    # τ, the sum; and of the smaller side three matrices in float64.
+    return 4 * math.prod(shape) * (experts + 2) + 24 * min(shape) ** 2
+
+
+def _iso_cts_holds(shape: tuple[int, int], experts: int) -> int:
+    # τ, the sum, what one task has of its own, in two lanes; the two sides; their decompositions.
+    (m, n), rank = shape, min(shape)
+    return 4 * m * n * (experts + 4) + 4 * rank * (m + n) * 3 + 24 * rank**2
+
+
+def _iso_c_cost(shape: tuple[int, int], experts: int, params: IsoCParams) -> Cost:
+    return read_once(shape, experts, params) + polar_cost(shape)
+
+
+def _iso_cts_cost(shape: tuple[int, int], experts: int, params: IsoCtsParams) -> Cost:
+    (m, n), rank = shape, min(shape)
+    common, per_task = subspace_sizes(rank, experts, params.common_share)
+    own = Cost(flops=4 * m * n * common) + triplets_cost(shape, per_task)
+    sides = polar_cost((m, rank)) + polar_cost((n, rank)) + Cost(flops=2 * m * n * rank)
+    found = triplets_cost(shape, common) + (own * experts if per_task > 0 else Cost())
+    return read_once(shape, experts, params) * 2 + found + sides
+
+
+_PAPER = "Marczak et al., ICML 2025 (arXiv 2502.04959)"
+
+iso_c = Method(
+    name="iso_c",
+    title="Iso-C",
+    source=f"{_PAPER}, isotropic merging in the common subspace",
+    params=IsoCParams,
+    combine=_iso_c,
+    holds=_iso_c_holds,
+    cost=_iso_c_cost,
+)
+
+iso_cts = Method(
+    name="iso_cts",
+    title="Iso-CTS",
+    source=f"{_PAPER}, isotropic merging in common and task-specific subspaces",
+    params=IsoCtsParams,
+    combine=_iso_cts,
+    holds=_iso_cts_holds,
+    cost=_iso_cts_cost,
+)
