@@ -13,10 +13,17 @@ from torch import Tensor
 
 from apgd.cost import Cost
 from apgd.lanes import lanes
+from apgd.methods._directions import Directions, directions_bytes, directions_cost
 from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
 from apgd.projective import decompositions_at_once, task_norms
 from apgd.strips import by_strips
-from apgd.subspaces import leading_singular_triplets, polar, polar_cost, triplets_cost
+from apgd.subspaces import (
+    SingularTriplets,
+    leading_singular_triplets,
+    polar,
+    polar_cost,
+    triplets_cost,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +76,40 @@ def _iso_c(tau: Tensor, params: IsoCParams, _prepared: None) -> Combined:
 def _iso_cts(tau: Tensor, params: IsoCtsParams, _prepared: None) -> Combined:
     count, m, n = tau.shape
     common, per_task = subspace_sizes(min(m, n), count, params.common_share)
-    # Columns that no direction is found for stay zero; they change nothing.
-    left, right = tau.new_zeros(m, min(m, n)), tau.new_zeros(n, min(m, n))
-    values = torch.zeros(min(m, n), dtype=torch.float64, device=tau.device)
-
-    def keep(matrix: Tensor, first: int, most: int, least_scale: float = 0.0) -> None:
-        found = leading_singular_triplets(matrix, most, least_scale)
-        columns = slice(first, first + len(found.values))
-        left[:, columns], right[:, columns] = found.left, found.right
-        values[columns] = found.values
-
+    directions = Directions(tau, min(m, n))
     with lanes():
-        keep(_sum(tau), 0, common)
-    basis, scales = left[:, :common], task_norms(tau).tolist()
+        found = leading_singular_triplets(_sum(tau), common)
+    directions.put(0, found)
+    basis, scales = directions.left[:, :common], (task_norms(tau) * _blur(found, common)).tolist()
 
-    def keep_own(i: int) -> None:
+    def find_own(i: int) -> None:
         own = torch.addmm(tau[i], basis, basis.T @ tau[i], alpha=-1)
-        keep(own, common + i * per_task, per_task, least_scale=scales[i])
+        directions.put(
+            common + i * per_task,
+            leading_singular_triplets(own, per_task, least_scale=scales[i]),
+        )
 
     if per_task > 0:
         with lanes(most=decompositions_at_once(min(m, n))) as each:
-            each(keep_own, range(count))
-    with lanes(most=decompositions_at_once(min(m, n))) as each:
-        each(lambda side: polar(side, out=side), (left, right))
+            each(find_own, range(count))
+    values = directions.values
     value = _mean(values[values > 0])
-    left.mul_(params.coefficient * value)
     details = {
         "singular_value": value,
         "common_directions": int((values[:common] > 0).sum()),
         "task_directions": int((values[common:] > 0).sum()),
     }
-    return Combined(by_strips(tau[:1], lambda _part, rows: left[rows] @ right.T), details)
+    return Combined(directions.orthogonalised(params.coefficient * value), details)
+
+
+def _blur(found: SingularTriplets, wanted: int) -> float:
+    """How much less than the first the last common direction is known.
+
+    Where the sum has no more directions than these, what a task has outside them may be no more
+    than their error.
+    """
+    values = found.values
+    return float(values[0] / values[-1]) if 0 < len(values) < wanted else 1.0
 
 
 def _sum(tau: Tensor) -> Tensor:  # (m, n)
@@ -116,9 +126,9 @@ def _iso_c_holds(shape: tuple[int, int], experts: int) -> int:
 
 
 def _iso_cts_holds(shape: tuple[int, int], experts: int) -> int:
-    # τ, the sum, what one task has of its own, in two lanes; the two sides; their decompositions.
+    # τ, the sum or the result, what one task has of its own, with its float64 side, in two lanes.
     (m, n), rank = shape, min(shape)
-    return 4 * m * n * (experts + 4) + 4 * rank * (m + n) * 3 + 24 * rank**2
+    return 4 * m * n * (experts + 5) + 24 * rank**2 + directions_bytes(shape, rank)
 
 
 def _iso_c_cost(shape: tuple[int, int], experts: int, params: IsoCParams) -> Cost:
@@ -129,9 +139,8 @@ def _iso_cts_cost(shape: tuple[int, int], experts: int, params: IsoCtsParams) ->
     (m, n), rank = shape, min(shape)
     common, per_task = subspace_sizes(rank, experts, params.common_share)
     own = Cost(flops=4 * m * n * common) + triplets_cost(shape, per_task)
-    sides = polar_cost((m, rank)) + polar_cost((n, rank)) + Cost(flops=2 * m * n * rank)
     found = triplets_cost(shape, common) + (own * experts if per_task > 0 else Cost())
-    return read_once(shape, experts, params) * 2 + found + sides
+    return read_once(shape, experts, params) * 2 + found + directions_cost(shape, rank)
 
 
 _PAPER = "Marczak et al., ICML 2025 (arXiv 2502.04959)"

@@ -5,15 +5,14 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from apgd.cost import Cost
 from apgd.lanes import lanes
+from apgd.methods._directions import Directions, directions_bytes, directions_cost
 from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
 from apgd.projective import decompositions_at_once
-from apgd.strips import by_strips
-from apgd.subspaces import leading_singular_triplets, polar, polar_cost, triplets_cost
+from apgd.subspaces import leading_singular_triplets, triplets_cost
 
 _EXCESS = 1e-9
 
@@ -40,7 +39,7 @@ class TsvMParams(MethodParams):
         log=True,
     )
 
-    def resolved(self, rank: int, experts: int) -> Self:
+    def resolved(self, rank: int, experts: int) -> Self:  # noqa: ARG002 - only N matters
         """With 1/N filled in where no share was given."""
         if self.keep_ratio is not None:
             return self
@@ -57,43 +56,27 @@ def triplets_kept(rank: int, experts: int, keep_ratio: float | None) -> int:
 def _combine(tau: Tensor, params: TsvMParams, _prepared: None) -> Combined:
     count, m, n = tau.shape
     kept = triplets_kept(min(m, n), count, params.keep_ratio)
-    if kept == 0:
-        return Combined(tau.new_zeros(m, n), {"directions_per_task": 0})
-    # Columns that no direction is found for stay zero; they change nothing.
-    left, right = tau.new_zeros(m, count * kept), tau.new_zeros(n, count * kept)
-    values = tau.new_zeros(count * kept)
+    directions = Directions(tau, count * kept)
 
     def decompose(i: int) -> None:
-        found = leading_singular_triplets(tau[i], kept)
-        columns = slice(i * kept, i * kept + len(found.values))
-        left[:, columns], right[:, columns] = found.left, found.right
-        values[columns] = found.values.to(tau.dtype)
+        directions.put(i * kept, leading_singular_triplets(tau[i], kept))
 
     with lanes(most=decompositions_at_once(min(m, n))) as each:
         each(decompose, range(count))
-    with lanes(most=decompositions_at_once(min(max(m, n), count * kept))) as each:
-        each(lambda side: polar(side, out=side), (left, right))
-    left.mul_(params.coefficient * values)
-    return Combined(
-        by_strips(tau[:1], lambda _part, rows: left[rows] @ right.T),
-        {"directions_per_task": kept},
-    )
+    merged = directions.orthogonalised(params.coefficient * directions.values)
+    return Combined(merged, {"directions_per_task": kept})
 
 
 def _holds(shape: tuple[int, int], experts: int) -> int:
-    # τ and the result; the two sides where everything is kept; their decompositions in float64.
-    (m, n), rank = shape, min(shape)
-    sides = 4 * experts * rank * (m + n)
-    largest = min(max(m, n), experts * rank)
-    return 4 * m * n * (experts + 1) + sides + 24 * largest**2
+    # τ, the result, and every direction: a share of one of them is not known here.
+    directions = directions_bytes(shape, experts * min(shape))
+    return 4 * math.prod(shape) * (experts + 1) + directions
 
 
 def _cost(shape: tuple[int, int], experts: int, params: TsvMParams) -> Cost:
-    (m, n), rank = shape, min(shape)
-    kept = triplets_kept(rank, experts, params.keep_ratio)
-    columns = experts * kept
-    sides = polar_cost((m, columns)) + polar_cost((n, columns)) + Cost(flops=2 * m * n * columns)
-    return read_once(shape, experts, params) + triplets_cost(shape, kept) * experts + sides
+    kept = triplets_kept(min(shape), experts, params.keep_ratio)
+    own = triplets_cost(shape, kept) * experts
+    return read_once(shape, experts, params) + own + directions_cost(shape, experts * kept)
 
 
 tsv_m = Method(

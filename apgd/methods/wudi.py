@@ -1,13 +1,12 @@
 """WUDI-Merging: a merged task vector that interferes little with any task's inputs.
 
 Task vectors stand in for their tasks' inputs, and what is minimised over X (m, n) is
-L(X) = Σ_i ‖(X − τ_i) τ_iᵀ‖² / ‖τ_i‖², starting from S = Σ_i τ_i. With A_i = τ_iᵀτ_i / ‖τ_i‖² (n, n),
-A = Σ_i A_i and P = Σ_i (S − τ_i) A_i, the gradient at X = S + D is 2 (P + D A): one product per step,
-however many tasks there are, and no autograd. P is made of differences, so that it is exactly zero
-where nothing interferes. Rows of X do not depend on each other.
+L(X) = Σ_i ‖(X − τ_i) τ_iᵀ‖² / ‖τ_i‖², from S = Σ_i τ_i on. With A_i = τ_iᵀτ_i / ‖τ_i‖² (n, n),
+A = Σ_i A_i, and P = Σ_i (S − τ_i) A_i, the gradient at X = S + D is 2 (P + D A): one product per
+step, however many tasks there are, and no autograd. P is made of differences, so that it is exactly
+zero where nothing interferes. Rows of X do not depend on each other.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
