@@ -302,11 +302,9 @@ def _probes(
     if roots.numel() <= settings.probes:
         return roots.flatten().diag().view(-1, *roots.shape)
     # A stream of its own for each example, whatever comes before it.
-    generator = torch.Generator(device="cpu").manual_seed((settings.seed << 32) + row)
-    bits = torch.randint(
-        2, (settings.probes, *roots.shape), generator=generator, device="cpu", dtype=torch.int8
-    )
-    signs = (2 * bits - 1).to(roots.device)
+    rng = np.random.default_rng([settings.seed, row])
+    bits = rng.integers(2, size=(settings.probes, *roots.shape), dtype=np.int8)
+    signs = torch.from_numpy(2 * bits - 1).to(roots.device)
     combined: Tensor = signs * roots / float(settings.probes) ** 0.5
     return combined
 

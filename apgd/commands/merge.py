@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
 from apgd.checkpoints import save_weights
+from apgd.commands._evidence import add_evidence_options, evidence_from
 from apgd.commands.methods import default_text
 from apgd.errors import InputError
 from apgd.estimate import check_disk, check_memory, expected_seconds, needs
@@ -87,6 +88,7 @@ def add_merge(
     command.add_argument("--summary", type=Path, metavar="FILE", help="write a JSON summary")
     command.add_argument("--details", action="store_true", help="print a table of all matrices")
     command.add_argument("--suite", help="merge what this suite merges, instead of every matrix")
+    add_evidence_options(command)
     command.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     method = _method_named(arguments)
     if method is not None:
@@ -153,7 +155,8 @@ def _merge(options: argparse.Namespace) -> None:
             keep=False,
             executor=executor,
         )
-        method.check(vectors, settings)
+        planned = evidence_from(options, method, experts)
+        method.check(vectors, settings, planned.evidence)
         check_apart(options.out, vectors)
         needed = needs(method, vectors, shard_bytes=None if in_memory else options.shard_size)
         check_memory(needed, vectors)
@@ -164,16 +167,18 @@ def _merge(options: argparse.Namespace) -> None:
         console.print(f"{needed}; about {_duration(seconds)} of computing", highlight=False)
         if options.plan:
             return
+        planned.gather(options, console)
+        evidence = planned.evidence
         with progress_bar(console) as progress:
             if in_memory:
-                merged = merge_vectors(method, settings, vectors, progress)
+                merged = merge_vectors(method, settings, vectors, progress, evidence)
                 description = {"method": method.name, "params": params, "experts": sorted(experts)}
                 save_weights(options.out, merged, description, for_transformers=True)
                 summary = merged.summary
             else:
                 summary = stream(
                     method, settings, vectors, options.out,
-                    options.shard_size, options.overwrite, progress,
+                    options.shard_size, options.overwrite, progress, evidence,
                 )  # fmt: skip
     if options.summary is not None:
         write_json(options.summary, summary.as_dict())

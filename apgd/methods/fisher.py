@@ -14,8 +14,7 @@ from apgd.methods._statistics import MatrixStatistics, Statistics
 from apgd.projective import task_norms
 from apgd.task_vectors import TaskVectors
 
-_NORM = "norm"
-_NONE = "none"
+_YES, _NO = "yes", "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +23,17 @@ class FisherParams(MethodParams):
 
     minimal_weight: float = parameter(
         1e-6,
-        "what every weight has added to it, in units of the weights' root mean square; where no "
-        "expert has information, the experts are averaged",
-        low=0,
-        open_low=True,
-        search=(1e-6, 1.0),
+        "what every entry of the information has added to it, so that experts are averaged where "
+        "none has any; with much larger ones they are averaged everywhere",
+        low=1e-12,
+        search=(1e-8, 1.0),
         log=True,
     )
-    normalisation: str = choice_parameter(
-        _NORM,
-        (_NORM, _NONE),
-        "what an expert's information is divided by first: its norm over all merged matrices, "
-        "with which experts weigh alike, or nothing",
+    normalize: str = choice_parameter(
+        _YES,
+        (_YES, _NO),
+        "divide each expert's information by its norm over all merged matrices, with which experts "
+        "weigh alike",
     )
 
 
@@ -66,26 +64,25 @@ class _Weights(Mapping[str, _MatrixWeights]):
 
 
 def _prepare(vectors: TaskVectors, params: FisherParams, evidence: Evidence) -> _Weights:
-    """Scales with which the weights' root mean square is 1: each expert's own, or of all."""
+    """The inverse norms of the experts' information, or ones; every value is read and checked."""
     statistics = Statistics(vectors, evidence, Need.FISHER)
-    entries = sum(math.prod(vectors.shape(name)) for name in vectors.names)
     squares = torch.zeros(len(vectors), dtype=torch.float64, device="cpu")
     for name in vectors.names:
         for number in range(len(vectors)):
             squares[number] += task_norms(statistics[name][number].unsqueeze(0))[0] ** 2
-    means = squares / entries
-    if params.normalisation == _NONE:
-        means = means.mean().expand_as(means)
-    scales = torch.where(means > 0, means.rsqrt(), 1.0)  # an expert may have no information
+    scales = (squares.sqrt() + params.minimal_weight).reciprocal()
+    if params.normalize == _NO:
+        scales = torch.ones_like(scales)
     return _Weights(statistics, tuple(scales.tolist()))
 
 
 def _combine(tau: Tensor, params: FisherParams, weights: _MatrixWeights) -> Tensor:
-    """Σ_i F_i τ_i / Σ_i F_i (Matena and Raffel, equation 4), with a minimal weight on each F_i."""
+    """Σ_i w_i τ_i / Σ_i w_i (Matena and Raffel, equation 4), where w_i = c_i (F_i + minimum)."""
     weighted = tau.new_zeros(tau.shape[1:])  # (m, n)
     total = tau.new_zeros(tau.shape[1:])
     for number, scale in enumerate(weights.scales):
-        weight = (weights.information[number].to(tau.device) * scale).add_(params.minimal_weight)
+        information = weights.information[number].to(tau.device)
+        weight = (information + params.minimal_weight).mul_(scale)
         weighted.addcmul_(weight, tau[number])
         total.add_(weight)
     return weighted.div_(total)
