@@ -49,11 +49,7 @@ def modification_vector(
         _gradient_rows(*arrays, total)
 
     def adam(step: int) -> Callable[[slice], None]:
-        (beta1, beta2), number = ADAM_BETAS, total.dtype.type
-        scalars = (
-            number(learning_rate / (1 - beta1**step)), number((1 - beta2**step) ** -0.5),
-            number(beta1), number(1 - beta1), number(beta2), number(1 - beta2), number(ADAM_EPS),
-        )  # fmt: skip
+        scalars = _adam_scalars(step, learning_rate, total.dtype.type)
 
         def update(rows: slice) -> None:
             projection.remove(rows)
@@ -69,6 +65,45 @@ def modification_vector(
             projection.collect(adam(step), find_gradient)
         projection.in_strips(adam(iterations))
     return delta
+
+
+def modification_vectors(
+    tau: Tensor,  # (N, m, n)
+    coefficients: Tensor,  # (N,)
+    subspace: Tensor,  # (m, k)
+    iterations: int,
+    learning_rate: float,
+) -> Tensor:  # (N, m, n)
+    """The same as `projective.modification_vectors`."""
+    task_rows = _task_rows(tau)
+    constants = residual_constants(tau, coefficients).T.contiguous()  # (m, N)
+    one, weights = tau.new_ones(()).numpy()[()], coefficients.numpy()
+    offsets = (ADAM_EPS / coefficients).numpy()
+    deltas = torch.zeros_like(task_rows)  # (m, N, n)
+    sums = tau.new_zeros(tau.shape[1:])  # S
+    mean, square, gradient = torch.zeros_like(sums), torch.zeros_like(sums), sums.clone()
+
+    def find_gradient(rows: slice) -> None:
+        arrays = (_array(tensor, rows) for tensor in (task_rows, constants, sums, gradient))
+        _gradient_rows(*arrays, one)
+
+    def adam(step: int) -> Callable[[slice], None]:
+        rate, correction, *betas, _eps = _adam_scalars(step, learning_rate, one.dtype.type)
+
+        def update(rows: slice) -> None:
+            projection.remove(rows)
+            arrays = (_array(tensor, rows) for tensor in (deltas, sums, mean, square, gradient))
+            _adam_task_rows(*arrays, weights, offsets, rate, correction, *betas)
+
+        return update
+
+    with lanes() as each:
+        projection = _Projection(subspace, gradient, each)
+        projection.collect(find_gradient)
+        for step in range(1, iterations):
+            projection.collect(adam(step), find_gradient)
+        projection.in_strips(adam(iterations))
+    return deltas.transpose(0, 1)
 
 
 def exact_modification_vector(
@@ -106,6 +141,18 @@ def exact_modification_vector(
 
         scaled = conjugate_gradients(apply, apply_transposed, constants, tolerance, most_passes)
     return unscaled(scaled, coefficients)
+
+
+def _adam_scalars(
+    step: int, learning_rate: float, number: Callable[[float], Any]
+) -> tuple[Any, ...]:
+    """Rate, correction, the betas each with its rest to 1, and epsilon, for a step of Adam."""
+    beta1, beta2 = ADAM_BETAS
+    scalars = (
+        learning_rate / (1 - beta1**step), (1 - beta2**step) ** -0.5,
+        beta1, 1 - beta1, beta2, 1 - beta2, ADAM_EPS,
+    )  # fmt: skip
+    return tuple(number(scalar) for scalar in scalars)
 
 
 class _Projection:
@@ -244,3 +291,22 @@ def _adam_rows(  # type: ignore[no-untyped-def]
             m[column] = beta1 * m[column] + rest1 * g[column]
             s[column] = beta2 * s[column] + rest2 * g[column] * g[column]
             d[column] -= rate * m[column] / (np.sqrt(s[column]) * correction + eps)
+
+
+@_compiled
+def _adam_task_rows(  # type: ignore[no-untyped-def]
+    deltas, total, mean, square, gradient, weights, offsets, rate, correction,
+    beta1, rest1, beta2, rest2,
+):  # fmt: skip
+    """One step of Adam for every task's Δ_i from the means that they share, and S = Σ λ_i Δ_i."""
+    for row in range(total.shape[0]):
+        m, s, g = mean[row], square[row], gradient[row]
+        for column in range(m.shape[0]):
+            m[column] = beta1 * m[column] + rest1 * g[column]
+            s[column] = beta2 * s[column] + rest2 * g[column] * g[column]
+            g[column] = np.sqrt(s[column]) * correction  # the gradient is not needed any more
+        for i in range(weights.shape[0]):
+            d, offset = deltas[row, i], offsets[i]
+            for column in range(d.shape[0]):
+                d[column] -= rate * m[column] / (g[column] + offset)
+        _combination_row(deltas[row], weights, total[row])

@@ -146,6 +146,52 @@ def adam_step(
     variable.addcdiv_(mean, denominator, value=-learning_rate / (1 - beta1**step))
 
 
+def modification_vectors(
+    tau: Tensor,  # (N, m, n)
+    coefficients: Tensor,  # (N,)
+    subspace: Tensor,  # (m, k): U
+    iterations: int,
+    learning_rate: float,
+) -> Tensor:  # (N, m, n)
+    """One Δ_i per task after `iterations` steps of Adam on them all, gradients projected as above.
+
+    The gap loss of Σ_j λ_j (τ_j + Δ_j) depends on the Δ_j through S = Σ_j λ_j Δ_j alone: its
+    gradient in Δ_j is λ_j G with G = −2 Σ_i e_iρ τ_iρ and e_iρ = a_iρ − τ_iρ·S_ρ. Adam's two means
+    for Δ_j are λ_j and λ_j² times those for G, so one pair of them serves all tasks, and the step
+    of Δ_j is −α m̂ / (√v̂ + ε / λ_j). Tasks differ only by that ε, which counts, as G is small.
+    """
+    constants = residual_constants(tau, coefficients)
+    deltas = torch.zeros_like(tau)
+    total = torch.zeros_like(tau[0])  # S
+    mean, square = torch.zeros_like(total), torch.zeros_like(total)
+    offsets = (ADAM_EPS / coefficients).tolist()  # infinite for a zero task vector: no step
+    beta1, beta2 = ADAM_BETAS
+    for step in range(1, iterations + 1):
+        residuals = constants - row_products(tau, total)  # (N, m): e
+        gradient = row_combinations(-2 * residuals, tau)  # (m, n)
+        gradient -= subspace @ (subspace.T @ gradient)  # G − U Uᵀ G
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (square / (1 - beta2**step)).sqrt_()
+        for delta, offset in zip(deltas, offsets, strict=True):
+            delta.addcdiv_(mean, root + offset, value=-learning_rate / (1 - beta1**step))
+        total = _weighted_sum(coefficients, deltas)
+    return deltas
+
+
+def distributed(
+    modification: Tensor,  # (m, n): Δ
+    coefficients: Tensor,  # (N,)
+) -> Tensor:  # (N, m, n)
+    """One Δ_i per task that together do what one Δ does, Σ_j λ_j Δ_j = ΛΔ, at the smallest norm.
+
+    Those are Δ_i = λ_i ΛΔ / Σ_j λ_j².
+    """
+    squares = coefficients.square().sum()
+    shares = torch.where(squares > 0, coefficients * (coefficients.sum() / squares), 0.0)
+    return shares.to(modification.dtype).view(-1, 1, 1) * modification
+
+
 def exact_modification_vector(
     tau: Tensor,  # (N, m, n)
     coefficients: Tensor,  # (N,)

@@ -212,9 +212,7 @@ def test_the_model_is_left_as_it_was(fails: bool, other: bool) -> None:
 def test_coefficients_that_run_away_are_told() -> None:
     base, states = experts()
     vectors, inputs = TaskVectors(base, states), unlabelled(base, list(states))
-    remedy = "smaller learning rate than .*, or smaller coefficients at the start than 0.3"
-    with pytest.raises(FloatingPointError, match=f"entropy of .* became nan in step . .*{remedy}"):
-        adapted_coefficients(vectors, inputs, replace(SETTINGS, learning_rate=1e37))
+    remedy = "smaller learning rate than 0.02, or smaller coefficients at the start than 0.3"
 
     class Steep(LinearHead):
         def entropy(self, model: Any, examples: Any, rows: np.ndarray) -> Tensor:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -136,6 +136,36 @@ def modification(
         "loss_after": projective.gap_loss(tau, coefficients, delta),
     }
     return Modification(coefficients, delta, details)
+
+
+def modifications(
+    tau: Tensor,  # (N, m, n)
+    params: ApgdParams,
+    engine: ModuleType | None = None,
+) -> Tensor:  # (N, m, n)
+    """The same with one modification vector per task, as DOGE AM has them.
+
+    Of the exact solver the minimum is known for Σ_j λ_j Δ_j alone, and the smallest Δ_j that have
+    it are taken.
+    """
+    engine = engine or engine_for(tau)
+    if params.solver == "exact":
+        found = modification(tau, params, engine)
+        return projective.distributed(found.delta, found.coefficients)
+    found_vectors: Tensor = engine.modification_vectors(
+        tau,
+        projective.task_aware_coefficients(tau, params.eta),
+        subspace_of(tau, params),
+        params.iterations,
+        params.learning_rate,
+    )
+    return found_vectors
+
+
+def not_searched(params: type[MethodParams], name: str) -> Any:
+    """Declare a parameter again as another class has it, for a method that does not search it."""
+    field = next(field for field in dataclasses.fields(params) if field.name == name)
+    return dataclasses.field(default=field.default, metadata={**field.metadata, "search": None})
 
 
 def decomposition_cost(shape: tuple[int, int], experts: int) -> Cost:
