@@ -54,11 +54,15 @@ def published_averages(
         return {}
     found = {}
     for family in Family:
-        by_name = {row.method: row for row in published_rows(suite, IN_DOMAIN, family)}
-        named = {row: by_name.get(PUBLISHED_NAMES.get(row.method, row.method)) for row in rows}
+        if family is Family.NOT_STATED:  # these rows have no models in common
+            continue
+        by_name: dict[str, PublishedRow] = {}
+        for row in published_rows(suite, IN_DOMAIN, family):
+            by_name.setdefault(row.method, row)  # of several documents the one that leads
+        named = {ours: by_name.get(PUBLISHED_NAMES.get(ours.method, ours.method)) for ours in rows}
         found[family] = {
-            row: theirs
-            for row, theirs in named.items()
+            ours: theirs
+            for ours, theirs in named.items()
             if theirs is not None and theirs.average is not None
         }
     return {family: rows for family, rows in found.items() if rows}

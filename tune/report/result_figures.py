@@ -25,6 +25,8 @@ from tune.report.palette import LIGHT, PLACEHOLDERS, Palette
 from tune.report.run import EXPERTS, PRETRAINED, RowKey, Run
 
 _WIDE, _NARROW = 1100, 350
+_MANY = 12
+"""More methods than this are drawn closer together, and on a phone for the mean alone."""
 Panels = Mapping[str, Mapping[RowKey, Interval | None]]
 """By title of the panel, the rows of one column."""
 
@@ -40,8 +42,12 @@ def accuracy_figure(run: Run, main: Measured) -> Plot | None:
         if title != "Of experts"
     }
 
+    many = len(methods) > _MANY
+    few = dict(list(panels.items())[:1]) if many else panels
+
     def draw(palette: Palette, width: int, per_line: int) -> Figure:
-        return _accuracy(run, methods, panels, palette, width, per_line)
+        shown = panels if width == _WIDE else few
+        return _accuracy(run, methods, shown, palette, width, per_line)
 
     return Plot(
         name="accuracy",
@@ -49,6 +55,7 @@ def accuracy_figure(run: Run, main: Measured) -> Plot | None:
             f"Test {run.manifest.measure} in percent with 95 % intervals. Filled marks: tuned on "
             "validation data; hollow marks: published settings. Dotted line: zero-shot; solid "
             "line: single experts."
+            + (" A narrow page shows the mean alone; the table has the tasks." if many else "")
         ),
         alt=f"Test {run.manifest.measure} of every method, on average and by task; the main table "
         "has the values.",
@@ -66,7 +73,7 @@ def _accuracy(
     run: Run, methods: Sequence[str], panels: Panels, palette: Palette, width: int, per_line: int
 ) -> Figure:
     lines = math.ceil(len(panels) / per_line)
-    body, head, foot = 24 * len(methods) + 10, 34, 34
+    body, head, foot = (20 if len(methods) > _MANY else 24) * len(methods) + 10, 34, 34
     height = lines * (head + body + foot)
     figure = new_figure(width, height)
     names, labels = fit_labels([run.method_title(method) for method in methods], 0.45 * width)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tune.records import Variant
 from tune.report.display import result_table
-from tune.report.document import Block, Section, Text, Warnings
+from tune.report.document import Block, Details, Section, Text, Warnings
 from tune.report.formatting import counted, listed, percent, points
 from tune.report.headline import SUBJECT, rivals
 from tune.report.measures import (
@@ -17,6 +17,9 @@ from tune.report.measures import (
 )
 from tune.report.result_figures import accuracy_figure, difference_figure
 from tune.report.run import EXPERTS, RowKey, Run
+
+_MANY = 16
+"""Tables of differences with more rows than this are shown when asked for."""
 
 
 def main_table(run: Run) -> Measured:
@@ -105,25 +108,28 @@ def difference_measures(run: Run) -> tuple[Measured, ...]:
 def difference_section(run: Run, tables: Sequence[Measured]) -> Section:
     """Paired differences, as figures and tables."""
     name = run.method_title(SUBJECT)
-    blocks: list[Block] = []
+    blocks: list[Block | Details] = []
     for table in tables:
         subject = f"{name} ({table.name.removeprefix('differences_')})"
         figure = difference_figure(table.name, table, subject)
         if figure:
             blocks.append(figure)
-        blocks.append(
-            result_table(
-                run,
-                table,
-                points,
-                caption=f"{subject} minus each other row, in percentage points [95 % interval]",
-                notes=(
-                    "Paired by test example and by seed. Every interval stands for itself: among "
-                    "twenty of them one is expected to miss the true value.",
-                ),
-                mark_best=False,
-            )
+        listed_rows = result_table(
+            run,
+            table,
+            points,
+            caption=f"{subject} minus each other row, in percentage points [95 % interval]",
+            notes=(
+                "Paired by test example and by seed. Every interval stands for itself: among "
+                "twenty of them one is expected to miss the true value.",
+            ),
+            mark_best=False,
         )
+        if len(table.rows) > _MANY:
+            summary = f"{subject} minus each of {len(table.rows)} rows, task by task"
+            blocks.append(Details(summary=summary, blocks=(listed_rows,)))
+        else:
+            blocks.append(listed_rows)
     if not blocks:
         blocks.append(Text(text=f"{name} and another row are needed for a difference."))
     return Section(name="differences", title="Paired differences", blocks=tuple(blocks))

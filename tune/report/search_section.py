@@ -1,10 +1,13 @@
 """The section about the search: what it tried and what it chose."""
 
 from tune.records import Record
-from tune.report.document import Section, Table, TableRow, Text, numbers, words
-from tune.report.formatting import number, plain
+from tune.report.document import Details, Section, Table, TableRow, Text, numbers, words
+from tune.report.formatting import counted, number, plain
 from tune.report.run import Run, best_trials, objective
 from tune.report.search_figures import search_figure
+
+_MANY = 8
+"""More figures than this are shown when asked for."""
 
 
 def search_section(run: Run) -> Section:
@@ -39,7 +42,11 @@ def search_section(run: Run) -> Section:
         rows=tuple(rows),
         notes=("Chosen without test data; the highest of many trials flatters itself a little.",),
     )
-    return Section(name="search", title="Search", blocks=(winners, *figures))
+    if len(figures) <= _MANY:
+        return Section(name="search", title="Search", blocks=(winners, *figures))
+    summary = f"Every trial of {counted(len(figures), 'method')} against its parameters"
+    folded = Details(summary=summary, blocks=tuple(figures))
+    return Section(name="search", title="Search", blocks=(winners, folded))
 
 
 def _params(run: Run, trial: Record) -> str:
