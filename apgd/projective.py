@@ -59,6 +59,14 @@ def shared_subspace(
     The leading left singular vectors of every τ_i side by side, and of that matrix the leading left
     singular vectors again.
     """
+    return shared_of(task_bases(tau, basis_size), shared_basis_size)
+
+
+def task_bases(
+    tau: Tensor,  # (N, m, n)
+    basis_size: int,
+) -> list[Tensor]:  # N times (m, at most basis_size), orthonormal columns
+    """V_i, the leading left singular vectors of every task vector."""
     bases = [tau.new_empty(0)] * len(tau)
 
     def decompose(i: int) -> None:
@@ -66,6 +74,14 @@ def shared_subspace(
 
     with lanes(most=decompositions_at_once(min(tau.shape[1:]))) as each:
         each(decompose, range(len(tau)))
+    return bases
+
+
+def shared_of(
+    bases: list[Tensor],  # N times (m, k)
+    shared_basis_size: int,
+) -> Tensor:  # (m, at most shared_basis_size), orthonormal columns
+    """U, the leading left singular vectors of all bases side by side."""
     with lanes():
         return leading_left_singular_vectors(
             torch.cat(bases, dim=1),  # (m, at most N·k)

@@ -46,6 +46,7 @@ class MethodComparison(Experiment):
 
     name: ClassVar[str] = "compare_methods"
     corruptions: ClassVar[bool] = False
+    geometry: ClassVar[bool] = True
 
     methods: tuple[str, ...] = field(default_factory=every_method)
     """Merge methods to compare, all where not given; `apgd methods` lists them."""

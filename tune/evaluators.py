@@ -183,6 +183,10 @@ class Evaluator:
             record = self._score(job)
         return mean_score(record, [task.name for task in self._suite.tasks])
 
+    def merged(self, job: ScoreJob) -> Mapping[str, Tensor]:
+        """The state dict that a merge is judged with."""
+        return self._loader(job)(self._suite.tasks[0].name)
+
     def _score(self, job: ScoreJob) -> Record:
         reader = SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
         started = time.perf_counter()

@@ -35,6 +35,8 @@ class Experiment:
     """What the run is called."""
     corruptions: ClassVar[bool] = True
     """Whether rows are also tested on corrupted images, where the suite has some."""
+    geometry: ClassVar[bool] = False
+    """Whether the merges of the first seed are held against their task vectors."""
 
     suite: str = "mini_vision"
     """Name of the suite; `apgd suites` lists them."""

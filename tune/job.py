@@ -15,6 +15,7 @@ from tune.stages import (
     evaluate,
     evaluation_jobs,
     make_workload,
+    measure_geometry,
     prepare_data,
     record_experts,
     report,
@@ -65,6 +66,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         # ... the suite judges each row once on test data, and a tracker keeps it.
         jobs = evaluation_jobs(experiment, searches)
         rows = evaluate(jobs, workload, pool, store, display)
+        measure_geometry(experiment, jobs, workload, pool, display)
         manifest.write(
             cluster, hashes, experts, expert_keys, display.stages, workers, searches, rows
         )

@@ -18,6 +18,7 @@ from apgd.suites import FinetuneSettings, Suite
 from apgd.training_statistics import statistic_spec, statistics_file
 from tune.evaluators import EXPERTS, PRETRAINED, Purpose, ScoreJob, Statistic, Workload
 from tune.experiment import Experiment, merged_rank
+from tune.geometry import geometry_path
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.report import Axis, Report, build_report, write_report
@@ -412,6 +413,32 @@ def evaluate(
                     store.add_again(known[merge], job.variant)
                     stage.advance(done=0)
     return [_recorded(store, Kind.EVALUATION, key) for key in keys]
+
+
+def measure_geometry(
+    experiment: Experiment,
+    jobs: Sequence[ScoreJob],
+    workload: Workload,
+    pool: WorkerPool,
+    display: Display,
+) -> None:
+    """Hold the first seed's merges against its task vectors: tuned rows, others where none are."""
+    if not experiment.geometry:
+        return
+    chosen: dict[str, ScoreJob] = {}
+    for job in jobs:
+        if job.seed == 0 and (job.method == EXPERTS or job.variant is not Variant.REFERENCE):
+            chosen[job.method] = job  # a tuned row follows the published one
+    missing = [
+        job
+        for job in chosen.values()
+        if not geometry_path(experiment.folder, job.key(workload)).exists()
+    ]
+    with display.stage("geometry", len(chosen), len(chosen) - len(missing)) as stage:
+        pool.run(
+            [Job("measure", (workload, job)) for job in missing],
+            on_done=lambda _index, _nothing: stage.advance(),
+        )
 
 
 def report(experiment: Experiment, suite: Suite, display: Display) -> Report:

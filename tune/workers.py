@@ -31,6 +31,7 @@ from tune.cluster import Cluster
 from tune.dispatch import Running, dispatch
 from tune.evaluators import Evaluator, ScoreJob, Workload
 from tune.experiment import run_id
+from tune.geometry import measure
 from tune.studies import Study, trial_job
 
 _RESTARTS = 5
@@ -121,6 +122,13 @@ class Worker:
         if self._evaluator is None or self._evaluator.workload != workload:
             self._evaluator = Evaluator(workload, self._device)
         return self._evaluator.run(job)
+
+    def measure(self, workload: Workload, job: ScoreJob) -> None:
+        """Hold the task vectors of a seed, or a merge against them, and write down what comes."""
+        numerics.configure(self._threads)
+        if self._evaluator is None or self._evaluator.workload != workload:
+            self._evaluator = Evaluator(workload, self._device)
+        measure(self._evaluator, job)
 
     def score_trial(
         self,

@@ -19,6 +19,7 @@ from tune.report.document import (
     Table,
     Warnings,
 )
+from tune.report.geometry_section import geometry_section
 from tune.report.headline import headline, tiles
 from tune.report.markdown import render_markdown
 from tune.report.measures import task_columns, tidy_csv
@@ -82,6 +83,7 @@ def build_report(
         accuracy_section(run, main),
         difference_section(run, paired),
         ranking_section(run),
+        geometry_section(run, run_dir),
         unseen_section(run, unseen),
         corruption_section(run, corrupted),
         search_section(run),

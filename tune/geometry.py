@@ -1,0 +1,91 @@
+"""Merges held against their task vectors, as files of the run folder: `geometry/<key>.json`.
+
+The key is that of the evaluation's record, so a file belongs to exactly one row and seed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from apgd.analysis import DeltaLayer, ExpertLayer, delta_layer, expert_layer
+from apgd.errors import InputError
+from apgd.files import write_json
+from apgd.methods import methods
+from apgd.suites import suites
+from apgd.task_vectors import TaskVectors
+from tune.evaluators import EXPERTS, Evaluator, ScoreJob
+
+
+def geometry_path(run_dir: Path, key: str) -> Path:
+    """Where the figures of one row and seed are, by the key of its evaluation."""
+    return run_dir / "geometry" / f"{key}.json"
+
+
+def measure(evaluator: Evaluator, job: ScoreJob) -> None:
+    """Measure a seed's task vectors (for the row of experts) or a merge, and write the figures."""
+    workload = evaluator.workload
+    suite = suites[workload.suite]
+    base = suite.base_path()
+    vectors = TaskVectors(base, workload.experts_of(job.seed), suite.is_merged, keep=False)
+    layers: list[ExpertLayer] | list[DeltaLayer]
+    if job.method == EXPERTS:
+        layers = [expert_layer(name, vectors[name]) for name in vectors.names]
+    else:
+        merged = evaluator.merged(job)
+        params = methods[job.method].parse(dict(job.params))
+        layers = [
+            delta_layer(
+                name, vectors[name], merged[name].cpu().float() - vectors.base[name].float(), params
+            )
+            for name in vectors.names
+        ]
+    value = {
+        "method": job.method,
+        "variant": job.variant,
+        "seed": job.seed,
+        "experts": list(vectors.experts),
+        "layers": [asdict(layer) for layer in layers],
+    }
+    write_json(geometry_path(workload.run_dir, job.key(workload)), value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The figures of one file; of the two kinds of layers one is there."""
+
+    experts: tuple[str, ...]
+    """Tasks, in the order of the figures."""
+    of_experts: tuple[ExpertLayer, ...] = ()
+    of_merge: tuple[DeltaLayer, ...] = ()
+
+
+def read_geometry(run_dir: Path, key: str) -> Measured | None:
+    """What `measure` wrote for the evaluation with that key, if it did.
+
+    Raises:
+        InputError: where the file is of another version.
+    """
+    path = geometry_path(run_dir, key)
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        experts = tuple(found["experts"])
+        if found["method"] == EXPERTS:
+            of_experts = tuple(_expert_layer(layer) for layer in found["layers"])
+            return Measured(experts=experts, of_experts=of_experts)
+        of_merge = tuple(
+            DeltaLayer(**{**layer, "products": tuple(layer["products"])})
+            for layer in found["layers"]
+        )
+        return Measured(experts=experts, of_merge=of_merge)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} must hold figures of this version, but: {error!r}") from error
+
+
+def _expert_layer(layer: Mapping[str, Any]) -> ExpertLayer:
+    tables = {name: tuple(map(tuple, layer[name])) for name in ("products", "overlaps")}
+    lists = {name: tuple(layer[name]) for name in ("shape", "shared")}
+    return ExpertLayer(**{**layer, **tables, **lists})
