@@ -4,7 +4,7 @@ The key is that of the evaluation's record, so a file belongs to exactly one row
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,31 @@ def measure(evaluator: Evaluator, job: ScoreJob) -> None:
             )
             for name in vectors.names
         ]
+    write_geometry(workload.run_dir, job.key(workload), job.method, vectors.experts, layers)
+
+
+def write_geometry(
+    run_dir: Path,
+    key: str,
+    method: str,
+    experts: Sequence[str],
+    layers: Sequence[ExpertLayer] | Sequence[DeltaLayer],
+) -> None:
+    """Write the figures of one row and seed.
+
+    Args:
+        run_dir: the run folder.
+        key: that of the row's evaluation.
+        method: the row's method, or `experts`, whose layers are of the other kind.
+        experts: tasks, in the order of the figures.
+        layers: by matrix.
+    """
     value = {
-        "method": job.method,
-        "variant": job.variant,
-        "seed": job.seed,
-        "experts": list(vectors.experts),
+        "method": method,
+        "experts": list(experts),
         "layers": [asdict(layer) for layer in layers],
     }
-    write_json(geometry_path(workload.run_dir, job.key(workload)), value)
+    write_json(geometry_path(run_dir, key), value)
 
 
 @dataclass(frozen=True, kw_only=True)

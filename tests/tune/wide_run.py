@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from apgd.analysis import DeltaLayer, ExpertLayer, delta_layer, expert_layer
 from apgd.evidence import Need
 from tests.tune.synthetic_run import add_row, add_trial, manifest, write_manifest
-from tune.records import Variant
+from tune.geometry import write_geometry
+from tune.records import Kind, RecordStore, Variant
 from tune.report import Axis
 
 TITLES = {
@@ -100,3 +103,27 @@ def write_wide_run(run_dir: Path, *, seeds: int = 3, examples: int = 150, trials
                 score = rate - 0.01 * (trials - number) + rng.normal(0, 0.002)
                 add_trial(run_dir, name, seed, best, dict.fromkeys(TASKS, score))
             add_row(run_dir, name, Variant.TUNED, seed, answers(name, rate), best)
+
+
+def add_geometry(run_dir: Path, *, matrices: int = 12) -> None:
+    """Figures of the first seed's rows, as if random task vectors had been merged."""
+    generator = torch.Generator().manual_seed(3)
+    taus = {
+        f"visual.blocks.{number // 2}.{'attn' if number % 2 else 'mlp'}.weight": torch.randn(
+            len(TASKS), 16, 12, generator=generator
+        )
+        for number in range(matrices)
+    }
+    for record in RecordStore(run_dir).all(Kind.EVALUATION):
+        if record.seed or record.method == "pretrained":
+            continue
+        layers: list[ExpertLayer] | list[DeltaLayer]
+        if record.method == "experts":
+            layers = [expert_layer(name, tau) for name, tau in taus.items()]
+        else:
+            share = 1 + list(TITLES).index(record.method) / 10
+            layers = [
+                delta_layer(name, tau, share * tau[: 3 + record.seed].mean(dim=0))
+                for name, tau in taus.items()
+            ]
+        write_geometry(run_dir, record.key, record.method, tuple(TASKS), layers)

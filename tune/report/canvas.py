@@ -52,9 +52,20 @@ def fit_labels(titles: Sequence[str], most: float) -> tuple[list[str], float]:
     """
     per_character = 0.6 * TEXT
     room = int((most - _LABEL_MARGIN) / per_character)
-    shown = [title if len(title) <= room else f"{title[: room - 1]}…" for title in titles]
+    shown = [_shortened(title, room) for title in titles]
     longest = max((len(title) for title in shown), default=0)
     return shown, longest * per_character + _LABEL_MARGIN
+
+
+def _shortened(title: str, room: int) -> str:
+    """At most `room` characters; what a title says last in brackets stays, where it is short."""
+    if len(title) <= room:
+        return title
+    head, bracket, last = title.rpartition(" (")
+    tail = f"…{bracket}{last}"
+    if head and len(tail) <= 0.6 * room:
+        return head[: room - len(tail)].rstrip() + tail
+    return f"{title[: room - 1]}…"
 
 
 def to_png(figure: Figure, palette: Palette) -> bytes:

@@ -83,7 +83,7 @@ def _panels(
         bottom = height - line * (_HEAD + body + _FOOT) - _HEAD - body
         left = labels + place * column
         axes = figure.add_axes(
-            (left / width, bottom / height, (column - 26) / width, body / height)
+            (left / width, bottom / height, (column - 40) / width, body / height)
         )
         style_axes(axes, palette)
         (shown,), _ = fit_labels([title], max(column, 270))

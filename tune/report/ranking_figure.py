@@ -25,7 +25,7 @@ from tune.report.ranking import Ranking, letter
 from tune.report.run import Run
 
 _WIDE, _NARROW = 1100, 350
-_ROW, _TOP, _FOOT = 25, 52, 46
+_ROW, _TOP, _FOOT, _PITCH = 25, 52, 46, 16
 
 
 def ranking_figure(run: Run, ranking: Ranking) -> Plot:
@@ -39,8 +39,9 @@ def ranking_figure(run: Run, ranking: Ranking) -> Plot:
         caption=(
             "Average rank of every method, 1 the best. Blue: with APGD's modification vector; "
             "hollow: needs training data or test inputs. Small ticks: the tasks, each averaged "
-            "over seeds. Bars on the right join methods whose average ranks are closer than the "
-            "critical distance, which the line on top shows; the letters are those of the table."
+            "over seeds. Methods differ whose average ranks are further apart than the critical "
+            "distance, the line on top; on a wide page bars join those that do not, under the "
+            "letters that the table has."
         ),
         alt="Average ranks of the methods and their groups; the table below has the values.",
         drawings=(
@@ -59,9 +60,9 @@ def _diagram(run: Run, ranking: Ranking, palette: Palette, width: int) -> Figure
     height = _TOP + body + _FOOT
     figure = new_figure(width, height)
     titles = [run.method_title(row.method) for row in ranking.rows]
-    names, labels = fit_labels(titles, (0.3 if width > _NARROW else 0.5) * width)
-    pitch = 16 if width > _NARROW else min(13.0, 90 / max(1, len(ranking.groups)))
-    strip = pitch * len(ranking.groups) + 10
+    wide = width > _NARROW
+    names, labels = fit_labels(titles, (0.3 if wide else 0.58) * width)
+    strip = _PITCH * len(ranking.groups) + 10 if wide else 0
     plot = width - labels - strip - 14
     axes = figure.add_axes((labels / width, _FOOT / height, plot / width, body / height))
     style_axes(axes, palette)
@@ -77,13 +78,14 @@ def _diagram(run: Run, ranking: Ranking, palette: Palette, width: int) -> Figure
     axes.set_yticklabels(names, parse_math=False, color=palette.ink, size=TEXT)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_xlim(0.5, count + 0.5)
-    axes.locator_params(axis="x", nbins=12 if width > _NARROW else 5, integer=True)
+    axes.locator_params(axis="x", nbins=12 if wide else 5, integer=True)
     axes.set_xlabel("average rank", size=SMALL)
     _distance(figure, ranking, palette, (labels / width, plot / width), height, count)
-    right = figure.add_axes(
-        ((labels + plot + 8) / width, _FOOT / height, strip / width, body / height)
-    )
-    _groups(right, ranking, palette, count, pitch, strip)
+    if wide:
+        right = figure.add_axes(
+            ((labels + plot + 8) / width, _FOOT / height, strip / width, body / height)
+        )
+        _groups(right, ranking, palette, count, strip)
     return figure
 
 
@@ -112,14 +114,12 @@ def _distance(
     top.text(1, 0.55, text, color=palette.ink, size=SMALL, parse_math=False)
 
 
-def _groups(
-    axes: Axes, ranking: Ranking, palette: Palette, count: int, pitch: float, strip: float
-) -> None:
+def _groups(axes: Axes, ranking: Ranking, palette: Palette, count: int, strip: float) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, strip)
     axes.set_ylim(count - 0.5, -0.5)
     for number, members in enumerate(ranking.groups):
-        x = pitch * (number + 0.5)
+        x = _PITCH * (number + 0.5)
         lines = [ranking.rows.index(row) for row in members]
         axes.plot(
             [x, x], [min(lines) - 0.25, max(lines) + 0.25],

@@ -76,7 +76,9 @@ def _accuracy(
     body, head, foot = (20 if len(methods) > _MANY else 24) * len(methods) + 10, 34, 34
     height = lines * (head + body + foot)
     figure = new_figure(width, height)
-    names, labels = fit_labels([run.method_title(method) for method in methods], 0.45 * width)
+    names, labels = fit_labels(
+        [run.method_title(method) for method in methods], _room(width) * width
+    )
     column = (width - labels - 12) / per_line
     for index, (title, values) in enumerate(panels.items()):
         line, place = divmod(index, per_line)
@@ -96,6 +98,11 @@ def _accuracy(
             size=TEXT,
         )
     return figure
+
+
+def _room(width: int) -> float:
+    """Share of the width that names may take: all of a long one on a phone."""
+    return 0.58 if width <= _NARROW else 0.45
 
 
 def _panel(
@@ -132,6 +139,14 @@ def difference_figure(name: str, table: Measured, subject: str) -> Plot | None:
     rows = [row for row in table.rows if row.values[0] is not None]
     if not rows:
         return None
+    many = len(rows) > 2 * _MANY
+    if many:
+        tuned = {row.key.method for row in rows if row.key.variant is Variant.TUNED}
+        rows = [
+            row
+            for row in rows
+            if row.key.variant is not Variant.PUBLISHED or row.key.method not in tuned
+        ]
 
     return Plot(
         name=name,
@@ -139,6 +154,7 @@ def difference_figure(name: str, table: Measured, subject: str) -> Plot | None:
             f"{subject} minus each other row, mean over the tasks, in percentage points with 95 % "
             "intervals. Right of zero: better than the other row. Hollow marks: the interval "
             "holds zero."
+            + (" Of methods with a tuned row only that; the table has all." if many else "")
         ),
         alt=f"Differences between {subject} and every other row; the table below has the values.",
         drawings=(
@@ -154,7 +170,7 @@ def difference_figure(name: str, table: Measured, subject: str) -> Plot | None:
 def _forest(rows: Sequence[Row], palette: Palette, width: int) -> Figure:
     body, foot = 26 * len(rows) + 8, 46
     height = body + foot + 6
-    names, labels = fit_labels([row.title for row in rows], 0.55 * width)
+    names, labels = fit_labels([row.title for row in rows], 0.58 * width)
     figure = new_figure(width, height)
     axes = figure.add_axes(
         (labels / width, foot / height, (width - labels - 16) / width, body / height)
