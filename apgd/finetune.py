@@ -1,7 +1,11 @@
-"""One expert: fine-tuned from the base on one task, checkpointed, resumed, never made twice."""
+"""One model: fine-tuned from the base, checkpointed, resumed, never made twice.
+
+It is an expert, which learns one task, or the model that learns all tasks together.
+"""
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,21 @@ from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples, Split
 from apgd.errors import InputError
 from apgd.files import content_key, sha256_file, sha256_path, write_json
+from apgd.heads import Head, MakesLoss
 from apgd.lora import write_adapter
 from apgd.microbatches import micro_batches
+from apgd.mixture import (
+    MULTI_TASK,
+    Mixture,
+    MixtureHead,
+    joint_settings,
+    joint_sha256,
+    mixture_rows,
+)
 from apgd.source import library_versions, source_hash
 from apgd.suites import FinetuneSettings, Suite
 from apgd.task_vectors import TaskVectors
-from apgd.training import Report, Training, recompute_activations, uses_bfloat16
+from apgd.training import Report, Rows, Training, recompute_activations, uses_bfloat16
 
 _WEIGHTS = "weights.safetensors"
 _ADAPTER = "adapter"
@@ -29,6 +42,7 @@ _CODE = (
     "apgd.training",
     "apgd.batches",
     "apgd.microbatches",
+    "apgd.mixture",
     "apgd.lora",
     "apgd.heads",
     "apgd.numerics",
@@ -43,19 +57,25 @@ class ExpertSpec:
 
     suite: str
     """The name under which the suite's experts are stored; several suites may share it."""
-    task: str
+    tasks: tuple[str, ...]
+    """What it learns: an expert one task, the multi-task model several."""
     seed: int
     """Seed of the order in which training examples are seen."""
     settings: FinetuneSettings
     base_sha256: str
     data_sha256: str
-    """Hash of the task's training split."""
+    """Hash of the task's training split; of several, see `joint_sha256`."""
     head: str
-    """Hash of the class names and templates behind the task's zero-shot head."""
+    """Hash of the class names and templates behind the tasks' zero-shot heads."""
     versions: tuple[tuple[str, str], ...]
     """Versions of the libraries that compute."""
     code: str
     """Hash of the source that trains experts."""
+
+    @property
+    def task(self) -> str:
+        """The expert's task, or `multi_task`."""
+        return self.tasks[0] if len(self.tasks) == 1 else MULTI_TASK
 
     @property
     def key(self) -> str:
@@ -82,14 +102,41 @@ def expert_spec(
     suite: Suite, task: str, seed: int, settings: FinetuneSettings, data_sha256: str
 ) -> ExpertSpec:
     """The specification of a task's expert as it would be trained here and now."""
+    return _spec(suite, (task,), seed, settings, data_sha256)
+
+
+def joint_spec(
+    suite: Suite, seed: int, settings: FinetuneSettings, data: Mapping[str, str]
+) -> ExpertSpec:
+    """The specification of the model that learns all of a suite's tasks together.
+
+    Args:
+        suite: whose tasks.
+        seed: of the order in which training examples are seen.
+        settings: how one expert is fine-tuned; `joint_settings` follow from it.
+        data: hashes of the training splits by task.
+    """
+    tasks = tuple(task.name for task in suite.tasks)
+    whole = joint_sha256([data[task] for task in tasks]) if len(tasks) > 1 else data[tasks[0]]
+    return _spec(suite, tasks, seed, joint_settings(settings, len(tasks)), whole)
+
+
+def _spec(
+    suite: Suite,
+    tasks: tuple[str, ...],
+    seed: int,
+    settings: FinetuneSettings,
+    data_sha256: str,
+) -> ExpertSpec:
+    posed = [[suite.task(task).class_names, suite.task(task).templates] for task in tasks]
     return ExpertSpec(
         suite=suite.stored_as,
-        task=task,
+        tasks=tasks,
         seed=seed,
         settings=settings,
         base_sha256=sha256_file(suite.base_path()),
         data_sha256=data_sha256,
-        head=content_key([suite.task(task).class_names, suite.task(task).templates]),
+        head=content_key(posed),
         versions=library_versions(*_LIBRARIES),
         code=source_hash(*_CODE, *suite.code),
     )
@@ -132,7 +179,7 @@ def finetune(
     device: str = "cpu",
     report: Report | None = None,
 ) -> Expert:
-    """Fine-tune an expert, or return the finished one.
+    """Fine-tune an expert or the multi-task model, or return the finished one.
 
     What the suite says is trained learns, or a LoRA adapter where the settings have one; the head
     is frozen. AdamW with the settings' schedule (Wei et al., appendix, training details). Training
@@ -160,18 +207,19 @@ def finetune(
     folder = spec.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    examples = suite.examples(spec.task, Split.TRAIN)
-    _check_here(suite, spec, examples)
+    examples = _examples(suite, spec)
+    _check_here(suite, spec, examples.sha256)
     model = suite.build_model()
     model.load_state_dict(load_weights(suite.base_path(), f"the base of suite {suite.name}"))
-    head = suite.head(model, suite.task(spec.task)).to(device)
+    heads = [suite.head(model, suite.task(task)).to(device) for task in spec.tasks]
     _choose_what_learns(model, suite, spec)
     model.to(device)
     parts = micro_batches(suite.stored_as, model, spec.settings, device)
     training = Training(model, spec.settings, spec.seed, parts)
     resumed_at = training.resume(folder / _PROGRESS)
     training.started = started
-    last_loss = training.run(head, examples, folder / _PROGRESS, report)
+    head, rows = _lesson(spec, heads, examples)
+    last_loss = training.run(head, examples, folder / _PROGRESS, report, rows)
     weights = _write(model, suite, spec, folder)
     vectors = TaskVectors(suite.base_path(), {"expert": weights}, suite.is_merged, keep=False)
     manifest: dict[str, Any] = {
@@ -191,11 +239,26 @@ def finetune(
     return Expert(weights, manifest["sha256"], manifest)
 
 
-def _check_here(suite: Suite, spec: ExpertSpec, examples: Examples) -> None:
+def _examples(suite: Suite, spec: ExpertSpec) -> Examples | Mixture:
+    parts = [suite.examples(task, Split.TRAIN) for task in spec.tasks]
+    return parts[0] if len(parts) == 1 else Mixture(tuple(parts))
+
+
+def _lesson(
+    spec: ExpertSpec, heads: Sequence[Head], examples: Examples | Mixture
+) -> tuple[MakesLoss, Rows | None]:
+    """What makes the loss, and which examples a step sees where there are several tasks."""
+    if not isinstance(examples, Mixture):
+        return heads[0], None
+    size, counts = spec.settings.batch_size, [len(part) for part in examples.parts]
+    return MixtureHead(tuple(heads)), lambda step: mixture_rows(step, size, counts, spec.seed)
+
+
+def _check_here(suite: Suite, spec: ExpertSpec, data_sha256: str) -> None:
     """Raise InputError where this machine has another base or other data than was asked for."""
     for what, found, asked, remedy in (
         ("the base", sha256_file(suite.base_path()), spec.base_sha256, "the same hub cache"),
-        (f"the training data of {spec.task}", examples.sha256, spec.data_sha256,
+        (f"the training data of {spec.task}", data_sha256, spec.data_sha256,
          "the same revision of it (`apgd data prepare`)"),
     ):  # fmt: skip
         if found != asked:

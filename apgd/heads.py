@@ -1,13 +1,25 @@
 """What a task adds to a model: how its examples become a loss, and answers."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apgd.data import Examples
+
+Voice = Callable[[], nn.Module]
+"""Puts one expert's weights into the suite's model, and gives the model; it holds them until the
+next voice is called."""
+
+
+class MakesLoss(Protocol):
+    """What a training needs of a head."""
+
+    def loss(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
+        """The loss of some examples, a mean over them with equal weights."""
 
 
 class Head(ABC):
@@ -65,6 +77,15 @@ class Head(ABC):
             examples: the suite's kind of examples.
         """
 
+    @abstractmethod
+    def ensemble_answers(self, voices: Sequence[Voice], examples: Any) -> np.ndarray:
+        """As `answers`, of an ensemble: the mean of several models' probabilities decides.
+
+        Args:
+            voices: the models, each in the suite's model on this head's device.
+            examples: the suite's kind of examples.
+        """
+
 
 @torch.inference_mode()
 def judge(model: nn.Module, head: Head, examples: Examples) -> np.ndarray:
@@ -79,3 +100,13 @@ def mean_entropy(
     """The mean over a batch of −Σ p log p in nats, p being the softmax of scores, in float32."""
     logarithms = nn.functional.log_softmax(scores.float(), dim=-1)
     return -(logarithms.exp() * logarithms).sum(dim=-1).mean()
+
+
+@torch.inference_mode()
+def judge_together(voices: Sequence[Voice], head: Head, examples: Examples) -> np.ndarray:
+    """The head's `ensemble_answers` of models that are not being trained, (examples,)."""
+
+    def quiet(voice: Voice) -> Voice:
+        return lambda: voice().eval()
+
+    return head.ensemble_answers([quiet(voice) for voice in voices], examples)

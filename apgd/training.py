@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from apgd.batches import batch_indices
 from apgd.checkpoints import load_weights, save_weights
-from apgd.data import Examples
 from apgd.errors import InputError
-from apgd.heads import Head
+from apgd.heads import MakesLoss
 from apgd.microbatches import MicroBatches
 from apgd.suites import FinetuneSettings
 
 Report = Callable[[int, int], None]
 """Called after every step with the steps done and their total."""
+
+Rows = Callable[[int], np.ndarray]
+"""The examples of a step, int64 (batch,); a function of the step alone."""
 
 _MAX_SEED = 2**63
 
@@ -96,7 +98,12 @@ class Training:
         )
 
     def run(
-        self, head: Head, examples: Examples, checkpoint: Path, report: Report | None = None
+        self,
+        head: MakesLoss,
+        examples: Sized,
+        checkpoint: Path,
+        report: Report | None = None,
+        rows: Rows | None = None,
     ) -> float:
         """All steps that are left; the last one's loss.
 
@@ -105,6 +112,7 @@ class Training:
             examples: what is learned.
             checkpoint: the file from which a killed training resumes.
             report: called after every step.
+            rows: which examples a step sees; where None, see `batch_indices`.
 
         Raises:
             FloatingPointError: where the last loss is not finite.
@@ -112,24 +120,32 @@ class Training:
         """
         gpus = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):
-            loss = self._steps(head, examples, checkpoint, report)
+            loss = self._steps(head, examples, checkpoint, report, rows or self._shuffled(examples))
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss became {loss} at learning rate {self.settings.learning_rate}"
             )
         return loss
 
+    def _shuffled(self, examples: Sized) -> Rows:
+        size, count = self.settings.batch_size, len(examples)
+        return lambda step: batch_indices(step, size, count, self.seed).numpy()
+
     def _steps(
-        self, head: Head, examples: Examples, checkpoint: Path, report: Report | None
+        self,
+        head: MakesLoss,
+        examples: Sized,
+        checkpoint: Path,
+        report: Report | None,
+        rows: Rows,
     ) -> float:
         settings = self.settings
         loss = torch.zeros(())
         self.model.train()
         while self.step < settings.steps:
-            rows = batch_indices(self.step, settings.batch_size, len(examples), self.seed).numpy()
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, settings)
-            loss = self._gradients(head, examples, rows)
+            loss = self._gradients(head, examples, rows(self.step))
             nn.utils.clip_grad_norm_(self.learning.values(), settings.clip_norm)
             self.optimizer.step()
             self.step += 1
@@ -139,7 +155,7 @@ class Training:
                 report(self.step, settings.steps)
         return loss.item()
 
-    def _gradients(self, head: Head, examples: Any, rows: np.ndarray) -> Tensor:
+    def _gradients(self, head: MakesLoss, examples: Any, rows: np.ndarray) -> Tensor:
         """The loss of a batch, and its gradients in the parameters; smaller parts where need be."""
         while True:
             # Dropout too depends on seed and step alone.
@@ -156,7 +172,7 @@ class Training:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _accumulated(self, head: Head, examples: Any, rows: np.ndarray) -> Tensor:
+    def _accumulated(self, head: MakesLoss, examples: Any, rows: np.ndarray) -> Tensor:
         """Gradients of the mean over a batch: each part's mean counts by the part's share."""
         total = torch.zeros((), device=self.device)
         for part in self.micro_batches.parts(rows):

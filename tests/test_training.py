@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def image_case() -> tuple[nn.Module, Head, Any]:
     return model, head, suite.examples("signs", Split.TRAIN).first(24)
 
 
-class OutOfMemoryHead(Head):
+class OutOfMemoryHead:
     """A head on a device that holds only so many examples."""
 
     def __init__(self, inner: Head, room: int) -> None:
@@ -67,24 +67,12 @@ class OutOfMemoryHead(Head):
         self.refused = 0
         self.seen: list[int] = []
 
-    def to(self, device: str | torch.device) -> Self:
-        return self
-
     def loss(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
         if len(rows) > self.room:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory, or so it says")
         self.seen.append(len(rows))
         return self.inner.loss(model, examples, rows)
-
-    def entropy(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
-        return self.inner.entropy(model, examples, rows)
-
-    def log_likelihoods(self, model: nn.Module, examples: Any, row: int) -> Tensor:
-        return self.inner.log_likelihoods(model, examples, row)
-
-    def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
-        return self.inner.answers(model, examples)
 
 
 def gradients(model: nn.Module, head: Head, examples: Any, size: int) -> dict[str, Tensor]:

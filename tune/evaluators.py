@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,16 +17,15 @@ from apgd.data import Examples, Split
 from apgd.data.reader import SplitReader
 from apgd.errors import InputError
 from apgd.evidence import NO_EVIDENCE, Evidence, Need
-from apgd.heads import judge
+from apgd.heads import Voice, judge, judge_together
 from apgd.machine import free_memory
 from apgd.methods import Method, Value, methods
 from apgd.suites import Suite, suites
 from apgd.task_vectors import TaskVectors
 from apgd.unlabelled import UnlabelledInputs
 from tune.records import Kind, Record, RecordStore, Variant, record_key
+from tune.references import ENSEMBLE, EXPERTS, MULTI_TASK, PRETRAINED
 
-PRETRAINED = "pretrained"
-EXPERTS = "experts"
 _FLOAT = 4
 
 
@@ -74,6 +73,9 @@ class Workload:
     statistics: tuple[Statistic, ...] = ()
     """Every training statistic that a method of the run needs."""
 
+    joint: tuple[tuple[int, str, str], ...] = ()
+    """For every seed, the path of the multi-task model's weights and their hash, if asked for."""
+
     def experts_of(self, seed: int) -> dict[str, Path]:
         """Paths of one seed's experts by task."""
         return {task: Path(path) for task, path in dict(self.experts)[seed]}
@@ -88,6 +90,10 @@ class Workload:
         """What determines one seed's scores, besides method and parameters."""
         return dict(dict(self.inputs)[seed])
 
+    def joint_of(self, seed: int) -> tuple[Path, str]:
+        """Path and hash of one seed's multi-task model."""
+        return next((Path(path), sha256) for at, path, sha256 in self.joint if at == seed)
+
 
 @dataclass(frozen=True)
 class ScoreJob:
@@ -95,12 +101,19 @@ class ScoreJob:
 
     purpose: Purpose
     method: str
-    """A merge method, `pretrained` or `experts`."""
+    """A merge method, or one of tune.references."""
     variant: Variant
     seed: int
     params: tuple[tuple[str, Value], ...] = ()
     number: int = 0
     """The trial's number in its search."""
+
+    def inputs(self, workload: Workload) -> dict[str, str]:
+        """What determines the score, besides method and parameters."""
+        inputs = workload.inputs_of(self.seed)
+        if self.method == MULTI_TASK:
+            inputs["weights"] = workload.joint_of(self.seed)[1]
+        return inputs
 
     def key(self, workload: Workload) -> str:
         """The key of the record that comes of it."""
@@ -109,7 +122,7 @@ class ScoreJob:
             self.method,
             self.seed,
             dict(self.params),
-            workload.inputs_of(self.seed),
+            self.inputs(workload),
             self.variant,
         )
 
@@ -190,24 +203,19 @@ class Evaluator:
     def _score(self, job: ScoreJob) -> Record:
         reader = SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
         started = time.perf_counter()
-        load = self._loader(job, reader)
+        answered = self._judge(job, reader)
         merged = time.perf_counter()
         answers: dict[str, np.ndarray] = {}
-        loaded: Mapping[str, Tensor] | None = None
         for condition, task in self._cells(job):
-            weights = load(task)
-            if weights is not loaded:
-                self._model.load_state_dict(weights)
-                loaded = weights
             examples = self._cell_examples(reader, condition, task)
-            answers[f"{condition}/{task}"] = judge(self._model, self._heads[task], examples)
+            answers[f"{condition}/{task}"] = answered(task, examples)
         record = Record(
             kind=job.purpose.kind,
             method=job.method,
             variant=job.variant,
             seed=job.seed,
             params=dict(job.params),
-            inputs=self.workload.inputs_of(job.seed),
+            inputs=job.inputs(self.workload),
             scores={cell: float(values.mean()) for cell, values in answers.items()},
             seconds={"merge": merged - started, "score": time.perf_counter() - merged},
             details={"number": job.number, "reads": dict(reader.reads)},
@@ -241,18 +249,58 @@ class Evaluator:
             self._examples[cell] = self._suite.corrupted_examples(task, condition, count)
         return self._examples[cell]
 
+    def _experts(self, seed: int, kept: int) -> Callable[[str], Mapping[str, Tensor]]:
+        """Task -> its expert's state dict; the last `kept` ones stay in memory."""
+        paths = self.workload.experts_of(seed)
+
+        @lru_cache(maxsize=kept)
+        def expert(task: str) -> Mapping[str, Tensor]:
+            return load_weights(paths[task], f"expert {task}", self._base)
+
+        return expert
+
+    def _voices(self, seed: int) -> list[Voice]:
+        """One seed's experts, each put into the model when it is its turn."""
+        tasks = list(self.workload.experts_of(seed))
+        one = sum(tensor.numel() * _FLOAT for tensor in self._base.values())
+        room = len(tasks) * one <= 0.25 * free_memory(torch.device("cpu"))
+        expert = self._experts(seed, kept=len(tasks) if room else 1)
+
+        def voice(task: str) -> nn.Module:
+            self._model.load_state_dict(expert(task))
+            return self._model
+
+        return [partial(voice, task) for task in tasks]
+
+    def _judge(self, job: ScoreJob, reader: SplitReader) -> Callable[[str, Examples], np.ndarray]:
+        """Task and examples -> the answers of what is scored, one number per example."""
+        if job.method == ENSEMBLE:
+            voices = self._voices(job.seed)
+            return lambda task, examples: judge_together(voices, self._heads[task], examples)
+        load = self._loader(job, reader)
+        loaded: Mapping[str, Tensor] | None = None
+
+        def alone(task: str, examples: Examples) -> np.ndarray:
+            nonlocal loaded
+            weights = load(task)
+            if weights is not loaded:
+                self._model.load_state_dict(weights)
+                loaded = weights
+            return judge(self._model, self._heads[task], examples)
+
+        return alone
+
     def _loader(self, job: ScoreJob, reader: SplitReader) -> Callable[[str], Mapping[str, Tensor]]:
         """Task -> the state dict that is judged on it; the same object where it is the same."""
         if job.method == PRETRAINED:
             return lambda _task: self._base
         paths = self.workload.experts_of(job.seed)
         if job.method == EXPERTS:
-
-            @lru_cache(maxsize=1)  # conditions of a task come one after another
-            def expert(task: str) -> Mapping[str, Tensor]:
-                return load_weights(paths[task], f"expert {task}", self._base)
-
-            return expert
+            return self._experts(job.seed, kept=1)  # conditions of a task follow one another
+        if job.method == MULTI_TASK:
+            path, _ = self.workload.joint_of(job.seed)
+            joint = load_weights(path, "the multi-task model", self._base)
+            return lambda _task: joint
         merged = self._merge(job, paths, reader)
         return lambda _task: merged
 

@@ -21,6 +21,7 @@ from apgd.published import TOLERANCE
 from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
 from apgd.training_statistics import StatisticSettings
+from tune.references import EXPERTS, MULTI_TASK, PRETRAINED, REFERENCES
 
 _TRACKING_SCHEMES = ("sqlite://", "postgresql://", "mysql://", "http://", "https://")
 _EXPERIMENT_FILE = "experiment.json"
@@ -45,6 +46,9 @@ class Experiment:
     plug: str | None = None
     """`apgd`: compare each method also with APGD's modification vector put before it, where it has
     none in it (the same as naming METHOD+apgd)."""
+    references: tuple[str, ...] = (PRETRAINED, EXPERTS)
+    """Rows to compare with: pretrained, experts, multi_task (one model fine-tuned here on all tasks
+    together), ensemble (the experts' probabilities averaged)."""
     seeds: int = 1
     """Number of seeds, each with its own fine-tuning and its own search (seeds 0, 1, ...)."""
     trials: int = 24
@@ -93,6 +97,11 @@ class Experiment:
             raise InputError(f"methods must not repeat, but got {', '.join(self.methods)}")
         if self.plug is not None:
             self._add_plugged()
+        for name in self.references:
+            if name not in REFERENCES:
+                raise InputError(f"unknown reference {name!r}; known are: {', '.join(REFERENCES)}")
+        if len(set(self.references)) != len(self.references):
+            raise InputError(f"references must not repeat, but got {', '.join(self.references)}")
         suite = self.full_suite
         if self.experts != OWN:
             ForeignExperts(suite, self.experts)
@@ -152,8 +161,9 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """What makes results of two runs belong in one folder.
 
-        Seeds, methods and everything about where a run takes place are left out: more of them
-        extend a run. Code, data and versions are left out too: they are in the keys of the records.
+        Seeds, methods, references and everything about where a run takes place are left out: more
+        of them extend a run. Code, data and versions are left out too: they are in the keys of the
+        records.
         """
         return {
             "name": self.name,
@@ -209,7 +219,8 @@ def check(experiment: Experiment) -> None:
     check_writable(folder, "the run folder")
     check_writable(experiment.experts_dir, "the folder of experts")
     size = model_bytes(suite)
-    needed = size * (len(suite.tasks) * experiment.seeds + 6) + 200 * 2**20
+    models = len(suite.tasks) + (MULTI_TASK in experiment.references)
+    needed = size * (models * experiment.seeds + 6) + 200 * 2**20
     free = shutil.disk_usage(experiment.experts_dir).free
     if free < needed:
         raise InputError(

@@ -22,6 +22,7 @@ from tune.evaluators import mean_score
 from tune.experiment import Experiment, without_credentials
 from tune.progress import Stage
 from tune.records import Kind, Record
+from tune.references import MULTI_TASK
 from tune.stages import Searched
 from tune.workers import Introduction
 
@@ -75,7 +76,7 @@ class Manifest:
         Args:
             cluster: where the run took place.
             hashes: SHA-256 of the examples by task and split.
-            experts: finished experts by seed and task.
+            experts: finished experts by seed and task, and the multi-task model if asked for.
             expert_keys: keys of their records.
             stages: what was done, and how long it took.
             workers: who did it.
@@ -101,7 +102,9 @@ class Manifest:
                 },
                 "data": {f"{task}/{split}": h for (task, split), h in sorted(hashes.items())},
             },
-            "experts_family": _family(suite, experts.values()),
+            "experts_family": _family(
+                suite, [expert for (_, task), expert in experts.items() if task != MULTI_TASK]
+            ),
             "command": command_line(),
             "started": self._started,
             "finished": now(),

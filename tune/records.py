@@ -34,7 +34,7 @@ class Variant(StrEnum):
     """How a row of the table came by its parameters."""
 
     REFERENCE = "reference"
-    """Not a merge: the pretrained model, or each task's own expert."""
+    """Not a merge, but what merges are measured against: see tune.references."""
     PUBLISHED = "published"
     """The method's published settings, which are the defaults of its parameters."""
     TUNED = "tuned"
@@ -47,8 +47,8 @@ class Record:
 
     kind: Kind
     method: str
-    """Name of the merge method; `pretrained` or `experts` for reference rows; the task's name for
-    records of kind EXPERT."""
+    """Name of the merge method or of the reference row; for records of kind EXPERT the task's, or
+    `multi_task`."""
     variant: Variant
     seed: int
     """Seed of the fine-tuning and of the search."""

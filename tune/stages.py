@@ -11,16 +11,17 @@ from apgd.data import Split
 from apgd.errors import InputError
 from apgd.external import OWN, ForeignExperts
 from apgd.files import content_key, sha256_file, write_json
-from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert
+from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert, joint_spec
 from apgd.methods import methods
 from apgd.source import library_versions, source_hash
 from apgd.suites import FinetuneSettings, Suite
 from apgd.training_statistics import statistic_spec, statistics_file
-from tune.evaluators import EXPERTS, PRETRAINED, Purpose, ScoreJob, Statistic, Workload
+from tune.evaluators import Purpose, ScoreJob, Statistic, Workload
 from tune.experiment import Experiment, merged_rank
 from tune.geometry import geometry_path
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
+from tune.references import MULTI_TASK, PRETRAINED
 from tune.report import Axis, Report, build_report, write_report
 from tune.search import run_searches
 from tune.studies import Study, best_trial, searched, trial_job
@@ -61,7 +62,7 @@ _SCORING_LIBRARIES = (
 DataHashes = Mapping[tuple[str, str], str]
 """SHA-256 of the examples by task and split, or task and corruption."""
 Experts = Mapping[tuple[int, str], Expert]
-"""Finished experts by seed and task."""
+"""Finished experts by seed and task; the multi-task model of a seed as that of `multi_task`."""
 
 
 def prepare_data(
@@ -93,42 +94,55 @@ def train_experts(
     workers: Sequence[Introduction],
     display: Display,
 ) -> dict[tuple[int, str], Expert]:
-    """Fine-tune the experts that do not exist yet; all experts.
+    """Fine-tune the models that do not exist yet: experts, and the multi-task model if asked for.
+
+    Experts from elsewhere are brought in; the multi-task model is always fine-tuned here, by the
+    suite's settings.
 
     Raises:
         InputError: where a GPU has too little memory for it.
     """
     root = experiment.experts_dir.resolve()
-    if experiment.experts != OWN:
-        return _foreign_experts(ForeignExperts(suite, experiment.experts), root, display)
     settings = experiment.finetune_settings(suite)
-    specs = {
-        (seed, task.name): expert_spec(
-            suite, task.name, seed, settings, hashes[task.name, Split.TRAIN]
-        )
-        for seed in range(experiment.seeds)
-        for task in suite.tasks
-    }
-    missing = {key: spec for key, spec in specs.items() if find_expert(spec, root) is None}
-    steps = settings.steps
+    data = {task.name: hashes[task.name, Split.TRAIN] for task in suite.tasks}
+    seeds = range(experiment.seeds)
+    specs: dict[tuple[int, str], ExpertSpec] = {}
+    found: dict[tuple[int, str], Expert] = {}
+    if MULTI_TASK in experiment.references:
+        # First, because the longest job should not be the last to start.
+        specs |= {(seed, MULTI_TASK): joint_spec(suite, seed, settings, data) for seed in seeds}
+    if experiment.experts == OWN:
+        specs |= {
+            (seed, task): expert_spec(suite, task, seed, settings, data[task])
+            for seed in seeds
+            for task in data
+        }
+    else:
+        found = _foreign_experts(ForeignExperts(suite, experiment.experts), root, display)
+        if not specs:
+            return found
+    missing = {spec.key: spec for spec in specs.values() if find_expert(spec, root) is None}
     budget = training_budget(suite, settings, workers) if missing else None
     if budget is not None:
         display.say(budget.sentence)
-    with display.stage("experts", steps * len(specs), steps * (len(specs) - len(missing))) as stage:
-        done = len(specs) - len(missing)
+    total = sum(spec.settings.steps for spec in specs.values())
+    done = total - sum(spec.settings.steps for spec in missing.values())
+    name = "experts" if experiment.experts == OWN else MULTI_TASK
+    with display.stage(name, total, done) as stage:
 
-        def finished(_index: int, _manifest: Any) -> None:
+        def finished(index: int, _manifest: Any) -> None:
             nonlocal done
-            done += 1
+            done += todo[index].settings.steps
 
         def progressed(running: Mapping[int, tuple[int, int]]) -> None:
-            stage.at(done * steps + sum(at for at, _total in running.values()))
+            stage.at(done + sum(at for at, _total in running.values()))
 
-        jobs = [Job("train", (suite.name, spec, root)) for spec in missing.values()]
+        todo = list(missing.values())
+        jobs = [Job("train", (suite.name, spec, root)) for spec in todo]
         pool.run(jobs, on_done=finished, on_progress=progressed)
         stage.count(done=len(missing), reused=len(specs) - len(missing))
         stage.note(f"in {experiment.experts_dir}")
-    return {key: _existing(spec, root) for key, spec in specs.items()}
+    return found | {key: _existing(spec, root) for key, spec in specs.items()}
 
 
 def _foreign_experts(
@@ -218,6 +232,7 @@ def collect_statistics(
             need, suite, task, expert.sha256, hashes[task, Split.TRAIN], settings
         )
         for (seed, task), expert in experts.items()
+        if task != MULTI_TASK
         for need in needs
     }
     missing = [key for key, spec in specs.items() if statistics_file(spec, root) is None]
@@ -273,6 +288,11 @@ def make_workload(
         statistics=statistics,
         limit=experiment.limit,
         corruption_limit=experiment.corruption_limit,
+        joint=tuple(
+            (seed, str(expert.weights), expert.sha256)
+            for (seed, name), expert in experts.items()
+            if name == MULTI_TASK
+        ),
     )
 
 
@@ -358,9 +378,14 @@ def _recorded(store: RecordStore, kind: Kind, key: str) -> Record:
 
 def evaluation_jobs(experiment: Experiment, winners: Sequence[Searched]) -> list[ScoreJob]:
     """Every row of the table: references, published settings, and each search's winner."""
-    jobs = [ScoreJob(Purpose.FINAL, PRETRAINED, Variant.REFERENCE, 0)]
+    jobs = []
     for seed in range(experiment.seeds):
-        jobs.append(ScoreJob(Purpose.FINAL, EXPERTS, Variant.REFERENCE, seed))
+        jobs += [
+            ScoreJob(Purpose.FINAL, name, Variant.REFERENCE, seed)
+            for name in experiment.references
+            # No seed enters the pretrained model.
+            if name != PRETRAINED or seed == 0
+        ]
         jobs += [
             ScoreJob(Purpose.FINAL, method, Variant.PUBLISHED, seed)
             for method in experiment.methods

@@ -1,16 +1,17 @@
 """The text-to-text head: prompts are answered in words (Raffel et al., 2020)."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from apgd.data import Metric, TextExamples, UnlabelledTexts
-from apgd.heads import Head, mean_entropy
+from apgd.heads import Head, Voice, mean_entropy
 from apgd.metrics import spearman_parts
 
 _CPU_BATCH = 128
@@ -104,7 +105,20 @@ class TextToTextHead(Head):
 
     def answers(self, model: nn.Module, examples: TextExamples) -> np.ndarray:
         """By metric: whether each answer is exactly right, or parts of the rank correlation."""
-        said = self.decoded(model, examples)
+        return self._judged(self.decoded(model, examples), examples)
+
+    def ensemble_answers(self, voices: Sequence[Voice], examples: TextExamples) -> np.ndarray:
+        """As `answers`; every token is the one with the largest mean of the models' softmax.
+
+        So an ensemble answers freely, as a single model does, whatever the metric.
+        """
+
+        def answer(prompts: Tensor, mask: Tensor) -> Tensor:
+            return self._together(voices, prompts, mask)
+
+        return self._judged(self._said(answer, examples), examples)
+
+    def _judged(self, said: Sequence[str], examples: TextExamples) -> np.ndarray:
         if self._metric is Metric.SPEARMAN:
             return spearman_parts(
                 np.array([_as_number(text) for text in said]),
@@ -114,6 +128,23 @@ class TextToTextHead(Head):
 
     def decoded(self, model: Any, examples: TextExamples) -> list[str]:
         """What the model answers to each prompt, without blanks around it."""
+
+        def answer(prompts: Tensor, mask: Tensor) -> Tensor:
+            tokens: Tensor = model.generate(
+                input_ids=prompts,
+                attention_mask=mask,
+                max_new_tokens=self._longest_answer,
+                do_sample=False,
+                num_beams=1,
+            )
+            return tokens
+
+        return self._said(answer, examples)
+
+    def _said(
+        self, answer: Callable[[Tensor, Tensor], Tensor], examples: TextExamples
+    ) -> list[str]:
+        """The texts that `answer` makes of all prompts, given as token numbers and mask."""
         numbers = self._prompts(examples)
         # Prompts of like length together: the least padding.
         order = sorted(range(len(examples)), key=lambda k: len(numbers[k]))
@@ -122,16 +153,31 @@ class TextToTextHead(Head):
         for part in batches([len(numbers[row]) for row in order], most, _TOKENS):
             rows = [order[place] for place in part]
             prompts, mask = self._batch([numbers[row] for row in rows])
-            answered = model.generate(
-                input_ids=prompts,
-                attention_mask=mask,
-                max_new_tokens=self._longest_answer,
-                do_sample=False,
-                num_beams=1,
-            )
-            texts = self._tokenizer.batch_decode(answered, skip_special_tokens=True)
+            texts = self._tokenizer.batch_decode(answer(prompts, mask), skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 said[row] = text.strip()
+        return said
+
+    def _together(self, voices: Sequence[Voice], prompts: Tensor, mask: Tensor) -> Tensor:
+        """Token numbers of an ensemble's answers, int64 (rows, tokens), decoded greedily."""
+        # A prompt is read once by each model; answers are a few tokens, so they are cheap.
+        read = [_encode(voice(), prompts, mask) for voice in voices]
+        config: Any = voices[0]().config
+        end = self._tokenizer.eos_token_id
+        said = torch.full_like(prompts[:, :1], config.decoder_start_token_id)
+        going = torch.ones_like(said[:, 0], dtype=torch.bool)
+        for _ in range(self._longest_answer):
+            chances = torch.stack(
+                [
+                    _next_scores(voice(), states, mask, said).double().softmax(dim=-1)
+                    for voice, states in zip(voices, read, strict=True)
+                ]
+            ).mean(dim=0)
+            token = chances.argmax(dim=-1).masked_fill(~going, self._tokenizer.pad_token_id)
+            said = torch.cat([said, token[:, None]], dim=1)
+            going &= token != end
+            if not going.any():
+                break
         return said
 
     def _prompts(self, examples: TextExamples) -> list[list[int]]:
@@ -174,6 +220,23 @@ def batches(lengths: Sequence[int], most: int, tokens: int) -> Iterator[range]:
             start = end
     if start < len(lengths):
         yield range(start, len(lengths))
+
+
+def _encode(model: Any, prompts: Tensor, mask: Tensor) -> Tensor:
+    """What the encoder makes of prompts, (rows, tokens, width)."""
+    states: Tensor = model.get_encoder()(input_ids=prompts, attention_mask=mask).last_hidden_state
+    return states
+
+
+def _next_scores(model: Any, states: Tensor, mask: Tensor, said: Tensor) -> Tensor:
+    """Logits of the token that follows what was said, (rows, vocabulary)."""
+    scores: Tensor = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=mask,
+        decoder_input_ids=said,
+        use_cache=False,
+    ).logits[:, -1]
+    return scores
 
 
 def _as_number(text: str) -> float:

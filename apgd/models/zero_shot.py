@@ -1,6 +1,6 @@
 """The zero-shot head: images are compared with one text vector per class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apgd.data import ImageExamples, UnlabelledImages
-from apgd.heads import Head, mean_entropy
+from apgd.heads import Head, Voice, mean_entropy
 
 _CPU_BATCH = 128  # what stays in a core's cache; larger ones were a quarter slower
 _GPU_BATCH = 256
@@ -53,10 +53,26 @@ class ZeroShotHead(Head):
 
     def answers(self, model: nn.Module, examples: ImageExamples) -> np.ndarray:
         """Whether each image's most likely class is its label, bool (examples,)."""
+        predicted = [
+            self.logits(model, examples.images[part]).argmax(dim=1).cpu().numpy()
+            for part in self._parts(examples)
+        ]
+        right: np.ndarray = np.concatenate(predicted) == examples.labels
+        return right
+
+    def ensemble_answers(self, voices: Sequence[Voice], examples: ImageExamples) -> np.ndarray:
+        """Whether the class with the largest mean of the models' softmax is the label."""
+        total = np.zeros((len(examples), len(self.classes)))
+        for voice in voices:
+            model = voice()
+            for part in self._parts(examples):
+                # In double precision even the closest logits keep their order.
+                chances = self.logits(model, examples.images[part]).double().softmax(dim=1)
+                total[part] += chances.cpu().numpy()
+        right: np.ndarray = total.argmax(axis=1) == examples.labels
+        return right
+
+    def _parts(self, examples: ImageExamples) -> list[slice]:
+        """Consecutive examples that go through the model together."""
         batch = _CPU_BATCH if self.classes.device.type == "cpu" else _GPU_BATCH
-        right = []
-        for start in range(0, len(examples), batch):
-            part = slice(start, start + batch)
-            predicted = self.logits(model, examples.images[part]).argmax(dim=1)
-            right.append(predicted.cpu().numpy() == examples.labels[part])
-        return np.concatenate(right)
+        return [slice(start, start + batch) for start in range(0, len(examples), batch)]

@@ -25,6 +25,7 @@ from apgd.suites.clip import CLIP_SUITES, ClipSuite
 from apgd.suites.facts import vision_datasets
 from tests.hub_cache import HubCache, offline_cache
 from tests.suites.whole_path import run_whole_path
+from tune.records import Variant
 
 SEEN, UNSEEN = ("eurosat", "mnist"), ("svhn",)
 TASKS = (*SEEN, *UNSEEN)
@@ -151,6 +152,46 @@ def test_whole_path_with_published_experts(
     assert stored.keys() == suite.build_model().state_dict().keys()
     torch.testing.assert_close(stored["visual_projection.weight"], base["visual_projection.weight"])
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_references_that_are_no_merges(
+    cache: HubCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = shallow("ViT-B-32")
+    publish_base(cache, geometry)
+    suite = suite_of(geometry)
+    asked = ("experts", "multi_task", "ensemble")
+    report, rows = run_whole_path(suite, tmp_path / "own", monkeypatch, references=asked)
+    found = {row.method: row for row in rows if row.variant is Variant.REFERENCE}
+    assert set(found) == set(asked)
+    cells = set(found["multi_task"].scores)
+    assert cells == set(found["ensemble"].scores)
+    assert cells == {row.method: set(row.scores) for row in rows}["ties"]  # unseen, corrupted
+    assert set(found["experts"].scores) < cells
+    assert all(row.details["reads"].keys() == {"test"} for row in rows)
+    # The score of the multi-task model depends on its weights, those of the others do not.
+    assert set(found["multi_task"].inputs) - set(found["ensemble"].inputs) == {"weights"}
+    main = [row.cells[0].text for row in report.tables["main"].rows]
+    assert main[:3] == ["Single experts", "Multi-task training", "Ensemble of experts"]
+    assert "Lines: solid: single experts; dashed: multi-task training" in report.markdown
+    learned = {row.cells[0].text: row.cells[2].text for row in report.tables["experts"].rows}
+    assert learned["Multi-task training"] == str(6 * len(SEEN))
+    manifest = json.loads((tmp_path / "own" / "run" / "manifest.json").read_text())
+    assert "multi_task-seed0" in manifest["hashes"]["experts"]
+    assert manifest["split_reads"]["test"] == len(rows)
+    assert manifest["results"]["ensemble-reference"] <= 1
+
+    # Beside experts from elsewhere the multi-task model is fine-tuned here, and is the same.
+    for seed, repository in enumerate(suite.published_experts.values()):
+        publish_expert(cache, repository, geometry, seed)
+    _, others = run_whole_path(
+        suite, tmp_path / "published", monkeypatch, experts="published", references=asked
+    )
+    again = next(row for row in others if row.method == "multi_task")
+    assert again.inputs["weights"] == found["multi_task"].inputs["weights"]
+    assert again.scores == found["multi_task"].scores
+    described = json.loads((tmp_path / "published" / "run" / "manifest.json").read_text())
+    assert described["experts_family"] == "transformers"
 
 
 def test_an_expert_of_another_model_is_refused(

@@ -81,8 +81,11 @@ def test_the_whole_path_with_own_and_with_published_experts(
     suite = tiny_suite(lora=lora, tasks=("rte", "stsb"))
     finetune_settings = replace(suite.finetune, steps=2, batch_size=4, learning_rate=1e-3)
     monkeypatch.setattr(suite, "finetune", finetune_settings)
-    _, rows = run_whole_path(suite, tmp_path / "own", monkeypatch, method="doge_ta")
-    assert {row.method for row in rows} >= {"pretrained", "experts", "doge_ta"}
+    asked = ("pretrained", "experts", "multi_task", "ensemble")
+    _, rows = run_whole_path(
+        suite, tmp_path / "own", monkeypatch, method="doge_ta", references=asked
+    )
+    assert {row.method for row in rows} >= {*asked, "doge_ta"}
     searched = next(row for row in rows if row.method == "doge_ta" and row.params)
     assert set(searched.scores) == {"test/rte", "test/stsb"}
     for task in suite.tasks:  # what was trained is now what others published

@@ -8,6 +8,7 @@ import numpy as np
 
 from apgd.data import Examples, ImageExamples
 from tune.records import Kind, Record, RecordStore, Variant
+from tune.references import REFERENCES
 from tune.report import Axis
 
 TASKS = {
@@ -172,7 +173,7 @@ def write_run(
         for method, rate in rates.items():
             if method == "pretrained" and seed > 0:
                 continue
-            reference = method in ("pretrained", "experts")
+            reference = method in REFERENCES
             variants = [Variant.REFERENCE] if reference else [Variant.PUBLISHED, Variant.TUNED]
             for variant in variants:
                 if method == "average" and variant is Variant.TUNED:

@@ -20,6 +20,11 @@ from tune.workers import Introduction
         ({"methods": ("ties", "tias")}, "unknown method 'tias'; known are: .*doge_ta"),
         ({"methods": ()}, "methods must name at least one"),
         ({"methods": ("ties", "ties")}, "methods must not repeat"),
+        (
+            {"references": ("experts", "joint")},
+            "unknown reference 'joint'; known are: pretr",
+        ),
+        ({"references": ("experts", "experts")}, "references must not repeat"),
         ({"seeds": 0}, "seeds must be at least 1, but got 0"),
         ({"trials": -1}, "trials must be at least 1, but got -1"),
         ({"cpus": 0}, "cpus must be at least 1, but got 0"),
@@ -33,7 +38,7 @@ def test_bad_choices_are_refused(fields: dict[str, object], message: str) -> Non
 
 def test_more_seeds_and_methods_extend_a_run_and_other_settings_do_not() -> None:
     folder = Experiment().folder
-    assert Experiment(seeds=3, methods=("ties",), cpus=1).folder == folder
+    assert Experiment(seeds=3, methods=("ties",), references=("ensemble",), cpus=1).folder == folder
     assert Experiment(trials=5).folder != folder
     assert Experiment(smoke=True).folder != folder
 

@@ -15,7 +15,7 @@ from tune.report.document import Section, Table, TableRow, Text, Warnings, numbe
 from tune.report.formatting import ABSENT, counted, minus, percent, plain
 from tune.report.formatting import condition as titled
 from tune.report.measures import Column, measured
-from tune.report.published_section import FAMILIES, PUBLISHED_NAMES
+from tune.report.published_section import FAMILIES, published_beside
 from tune.report.run import EXPERTS, PRETRAINED, Run
 
 
@@ -132,15 +132,16 @@ def _cells(
     ]
     table = measured(run, f"compared_{condition}", columns)
     starting = [row for row in table.rows if row.key in (PRETRAINED, EXPERTS)]
-    merges = [
-        row for row in table.rows if row.key.is_merge and row.key.variant is Variant.PUBLISHED
+    # What follows from them, with nothing tuned: merges, and the other references.
+    following = [
+        row for row in table.rows if row not in starting and row.key.variant is not Variant.TUNED
     ]
     places = [None, *names]  # None: the mean
     if condition == "test":
         agreed.update(dict.fromkeys(places, len(starting) == 2))
     cells = []
-    for row in (*starting, *merges):
-        theirs = rows.get(PUBLISHED_NAMES.get(row.key.method, row.key.method))
+    for row in (*starting, *following):
+        theirs = published_beside(rows, row.key.method)
         for place, ours in zip(places, row.values, strict=True):
             if ours is None:
                 continue
@@ -148,7 +149,7 @@ def _cells(
             verdict = _verdict(ours, value, tolerance)
             if row in starting and condition == "test":
                 agreed[place] &= verdict is Verdict.PASS
-            elif row.key.is_merge and value is not None and not agreed.get(place):
+            elif row in following and value is not None and not agreed.get(place):
                 verdict = Verdict.NOT_JUDGED
             cells.append(
                 Cell(

@@ -10,7 +10,7 @@ from apgd.statistics import Interval
 from tune.report.document import Table, TableRow, Text, numbers, words
 from tune.report.formatting import counted, plain, points
 from tune.report.measures import differences, task_columns
-from tune.report.published_section import FAMILIES, PUBLISHED_NAMES, sources
+from tune.report.published_section import FAMILIES, published_beside, sources
 from tune.report.ranking import Ranking
 from tune.report.run import RowKey, Run
 
@@ -59,7 +59,7 @@ def published_averages(
         by_name: dict[str, PublishedRow] = {}
         for row in published_rows(suite, IN_DOMAIN, family):
             by_name.setdefault(row.method, row)  # of several documents the one that leads
-        named = {ours: by_name.get(PUBLISHED_NAMES.get(ours.method, ours.method)) for ours in rows}
+        named = {ours: published_beside(by_name, ours.method) for ours in rows}
         found[family] = {
             ours: theirs
             for ours, theirs in named.items()

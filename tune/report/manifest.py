@@ -9,6 +9,7 @@ from typing import Any
 from apgd.data import Metric
 from apgd.errors import InputError
 from apgd.published import Family
+from tune.references import EXPERTS, PRETRAINED
 from tune.report.formatting import listed
 
 
@@ -59,6 +60,8 @@ class Manifest:
     trials: int | None
     """Trials of the search, per method and seed."""
     methods: tuple[str, ...]
+    references: tuple[str, ...]
+    """Rows that the merges are compared with, by their names in tune.references."""
     smoke: bool
     """Whether the run only proves that everything works, with sizes cut down."""
     settings: Mapping[str, Any]
@@ -133,6 +136,7 @@ def _parsed(raw: Mapping[str, Any]) -> Manifest:
         seeds=int(experiment["seeds"]),
         trials=experiment.get("trials"),
         methods=tuple(experiment.get("methods") or ()),
+        references=tuple(experiment.get("references", (PRETRAINED, EXPERTS))),
         smoke=bool(experiment.get("smoke")),
         settings=experiment,
         tasks=tuple(_task(task) for task in suite["tasks"]),

@@ -1,6 +1,6 @@
 """Published results, for the reader's eye: nothing is subtracted here (see comparison.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from apgd.published import IN_DOMAIN, Confidence, Family, PublishedRow, published_rows, task_title
 from tune.report.document import Block, Section, Table, TableRow, Text, numbers, words
@@ -13,9 +13,27 @@ FAMILIES = {
     Family.TRANSFORMERS: "experts trained anew for FusionBench",
     Family.NOT_STATED: "experts not stated",
 }
-PUBLISHED_NAMES = {"experts": "individual", "weight_averaging": "simple_average"}
-"""Names that published rows have for what is called otherwise here."""
+_PUBLISHED_NAMES: Mapping[str, tuple[str, ...]] = {
+    "experts": ("individual",),
+    "multi_task": ("traditional_mtl",),
+    "weight_averaging": ("simple_average",),
+    "adamerging_layer_wise": ("adamerging_layer_wise", "adamerging"),
+    "adamerging_plusplus_layer_wise": ("adamerging_plusplus_layer_wise", "adamerging_plusplus"),
+}
+"""Names that published rows have for what is called otherwise here; the first that a family has."""
+_SIMILAR: Mapping[str, tuple[str, ...]] = {
+    "ensemble": ("simple_ensemble",),  # which averages embeddings, and not probabilities
+    "consensus_ta": ("consensus",),  # the document does not say which of the two it is
+    "consensus_ties": ("consensus",),
+}
+"""Published rows that are shown with ours, but never compared with them."""
 _ALWAYS = ("pretrained", "individual", "doge", "doge_ta", "doge_am")
+
+
+def published_beside(rows: Mapping[str, PublishedRow], method: str) -> PublishedRow | None:
+    """Of a family's rows by name, the one that a row of ours is compared with, if any."""
+    names = _PUBLISHED_NAMES.get(method, (method,))
+    return next((rows[name] for name in names if name in rows), None)
 
 
 def published_section(run: Run) -> Section | None:
@@ -51,7 +69,12 @@ def published_section(run: Run) -> Section | None:
 
 
 def _wanted(run: Run, row: PublishedRow) -> bool:
-    ours = {PUBLISHED_NAMES.get(method, method) for method in run.manifest.methods}
+    names = (*run.manifest.references, *run.manifest.methods)
+    ours = {
+        theirs
+        for name in names
+        for theirs in (*_PUBLISHED_NAMES.get(name, (name,)), *_SIMILAR.get(name, ()))
+    }
     return row.method in ours or row.method in _ALWAYS or row.method.startswith("adamerging")
 
 

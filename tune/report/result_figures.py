@@ -22,11 +22,18 @@ from tune.report.document import Drawing, Plot
 from tune.report.headline import SUBJECT
 from tune.report.measures import Measured, Row
 from tune.report.palette import LIGHT, PLACEHOLDERS, Palette
-from tune.report.run import EXPERTS, PRETRAINED, RowKey, Run
+from tune.report.run import ENSEMBLE, EXPERTS, MULTI_TASK, PRETRAINED, RowKey, Run
 
 _WIDE, _NARROW = 1100, 350
 _MANY = 12
 """More methods than this are drawn closer together, and on a phone for the mean alone."""
+_LINES: Mapping[RowKey, tuple[str, str, tuple[float | None, ...]]] = {
+    PRETRAINED: ("dotted", "zero-shot", (1, 2)),
+    EXPERTS: ("solid", "single experts", (None, None)),
+    MULTI_TASK: ("dashed", "multi-task training", (5, 2)),
+    ENSEMBLE: ("dashed and dotted", "ensemble of experts", (5, 2, 1, 2)),
+}
+"""How the line of a reference is called and what it is, and its dashes."""
 Panels = Mapping[str, Mapping[RowKey, Interval | None]]
 """By title of the panel, the rows of one column."""
 
@@ -44,6 +51,9 @@ def accuracy_figure(run: Run, main: Measured) -> Plot | None:
 
     many = len(methods) > _MANY
     few = dict(list(panels.items())[:1]) if many else panels
+    there = {row.key for row in main.rows}
+    told = [f"{look}: {what}" for key, (look, what, _) in _LINES.items() if key in there]
+    lines = f" Lines: {'; '.join(told)}." if told else ""
 
     def draw(palette: Palette, width: int, per_line: int) -> Figure:
         shown = panels if width == _WIDE else few
@@ -53,8 +63,7 @@ def accuracy_figure(run: Run, main: Measured) -> Plot | None:
         name="accuracy",
         caption=(
             f"Test {run.manifest.measure} in percent with 95 % intervals. Filled marks: tuned on "
-            "validation data; hollow marks: published settings. Dotted line: zero-shot; solid "
-            "line: single experts."
+            f"validation data; hollow marks: published settings.{lines}"
             + (" A narrow page shows the mean alone; the table has the tasks." if many else "")
         ),
         alt=f"Test {run.manifest.measure} of every method, on average and by task; the main table "
@@ -113,7 +122,7 @@ def _panel(
     palette: Palette,
 ) -> None:
     axes.set_title(title, parse_math=False, loc="left", size=TEXT, color=palette.ink, weight="bold")
-    for reference, dashes in ((PRETRAINED, (1, 2)), (EXPERTS, (None, None))):
+    for reference, (_, _, dashes) in _LINES.items():
         value = values.get(reference)
         if value is not None:
             axes.axvline(

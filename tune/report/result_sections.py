@@ -16,7 +16,7 @@ from tune.report.measures import (
     task_columns,
 )
 from tune.report.result_figures import accuracy_figure, difference_figure
-from tune.report.run import EXPERTS, RowKey, Run
+from tune.report.run import EXPERTS, PRETRAINED, RowKey, Run
 
 _MANY = 16
 """Tables of differences with more rows than this are shown when asked for."""
@@ -86,8 +86,13 @@ def gaps(run: Run) -> tuple[Warnings, ...]:
             trial.method == method for trial in run.trials
         ):
             sentences.append(f"{run.method_title(method)}: searched, but no winner evaluated yet.")
+    for name in run.manifest.references:
+        row = RowKey(name, Variant.REFERENCE)
+        if row not in run.rows and row not in (PRETRAINED, EXPERTS):
+            sentences.append(f"{run.row_title(row)}: not evaluated yet.")
     if EXPERTS not in run.rows:
-        sentences.append("Single experts: not evaluated yet, so nothing is relative to them.")
+        state = "not evaluated yet" if EXPERTS.method in run.manifest.references else "left out"
+        sentences.append(f"Single experts: {state}, so nothing is relative to them.")
     return (Warnings(items=tuple(sentences)),) if sentences else ()
 
 

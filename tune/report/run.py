@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from apgd.evidence import Need
+from tune import references
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.report.axis import Axis
 from tune.report.manifest import Manifest, read_manifest
@@ -25,13 +26,17 @@ class RowKey(NamedTuple):
 
     @property
     def is_merge(self) -> bool:
-        """Whether this is a merge, and not the pretrained model or the experts."""
+        """Whether this is a merge, and not a reference."""
         return self.variant is not Variant.REFERENCE
 
 
-PRETRAINED = RowKey("pretrained", Variant.REFERENCE)
-EXPERTS = RowKey("experts", Variant.REFERENCE)
-REFERENCE_TITLES = {PRETRAINED: "Zero-shot (pretrained)", EXPERTS: "Single experts"}
+PRETRAINED = RowKey(references.PRETRAINED, Variant.REFERENCE)
+EXPERTS = RowKey(references.EXPERTS, Variant.REFERENCE)
+MULTI_TASK = RowKey(references.MULTI_TASK, Variant.REFERENCE)
+ENSEMBLE = RowKey(references.ENSEMBLE, Variant.REFERENCE)
+REFERENCE_TITLES = {
+    RowKey(name, Variant.REFERENCE): title for name, title in references.REFERENCES.items()
+}
 
 Answers = Mapping[str, np.ndarray]
 """Cells to arrays (examples,), of booleans for right and wrong or of numbers."""
@@ -108,7 +113,7 @@ def read_run(
     trials = of_this_run(Kind.TRIAL)
     remarks: list[str] = []
     chosen = _one_per_row(store, of_this_run(Kind.EVALUATION), trials, remarks)
-    order = [PRETRAINED, EXPERTS]
+    order = list(REFERENCE_TITLES)
     methods = dict.fromkeys([*manifest.methods, *sorted(row.method for row in chosen)])
     variants = (Variant.PUBLISHED, Variant.TUNED)
     order += [RowKey(method, variant) for method in methods for variant in variants]

@@ -7,7 +7,7 @@ import numpy as np
 from tune.records import Record
 from tune.report.document import Block, SampleGrid, Section, Table, TableRow, Text, numbers, words
 from tune.report.formatting import ABSENT, duration, number
-from tune.report.run import Run
+from tune.report.run import MULTI_TASK, Run
 
 
 def samples_section(*samples: SampleGrid | Table | None) -> Section | None:
@@ -33,7 +33,7 @@ def experts_section(run: Run) -> Section | None:
         rows.append(
             TableRow(
                 cells=(
-                    *words(run.manifest.task(name).title),
+                    *words(_learned(run, name)),
                     *numbers(
                         [
                             str(len(records)),
@@ -56,6 +56,13 @@ def experts_section(run: Run) -> Section | None:
         ),
     )
     return Section(name="experts", title="Experts", blocks=(table,))
+
+
+def _learned(run: Run, name: str) -> str:
+    """Title of what a fine-tuned model learned: its task, or all tasks."""
+    if name == MULTI_TASK.method:
+        return run.row_title(MULTI_TASK)
+    return run.manifest.task(name).title
 
 
 def _detail(records: Sequence[Record], name: str) -> list[float]:
