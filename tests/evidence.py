@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from apgd.data import ImageExamples
 from apgd.evidence import NO_EVIDENCE, Evidence, Need
 from apgd.heads import Head
-from apgd.methods import Method, Value
+from apgd.methods import Method
 from apgd.unlabelled import UnlabelledInputs
 
 _COUNT = 40
@@ -103,12 +103,3 @@ def evidence_for(method: Method, base: Mapping[str, Tensor], experts: Iterable[s
             )
         )
     return NO_EVIDENCE
-
-
-def quick(method: Method) -> dict[str, Value]:
-    """Parameters with which a method is done at once: few iterations, otherwise its defaults."""
-    return {
-        p.name: 4
-        for p in method.params.declared()
-        if p.kind is int and isinstance(p.default, int) and p.default > 50
-    }

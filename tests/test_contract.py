@@ -16,7 +16,7 @@ from apgd.evidence import Need
 from apgd.methods import SUFFIX, Limit, Method, methods
 from apgd.task_vectors import Select
 from tests.conftest import State, same_bits
-from tests.evidence import evidence_for, quick
+from tests.evidence import evidence_for
 
 Make = Callable[..., tuple[State, dict[str, State]]]
 EVERY = [*methods, *(name + SUFFIX for name in methods if methods[name].with_apgd)]
@@ -31,7 +31,7 @@ def merged_by(
     method: Method, base: State, experts: Mapping[str, State], select: Select | None = None
 ) -> Merged:
     evidence = evidence_for(method, base, experts)
-    return merge(method.name, base, experts, select=select, evidence=evidence, **quick(method))
+    return merge(method.name, base, experts, select=select, evidence=evidence, **method.quick)
 
 
 def test_is_pure_and_deterministic(method: Method, model: Make) -> None:
@@ -41,7 +41,7 @@ def test_is_pure_and_deterministic(method: Method, model: Make) -> None:
     evidence = evidence_for(method, base, experts)
     again = evidence_for(method, base, experts)
     first, second = (
-        merge(method.name, base, experts, evidence=evidence, **quick(method)) for _ in range(2)
+        merge(method.name, base, experts, evidence=evidence, **method.quick) for _ in range(2)
     )
     for parameter in base:
         assert same_bits(first[parameter], second[parameter])
@@ -84,11 +84,11 @@ def test_streams_to_the_same_bits(method: Method, model: Make, tmp_path: Path) -
     for name, state in {"base": base, **experts}.items():
         paths[name] = tmp_path / f"{name}.safetensors"
         save_weights(paths[name], state)
-    in_memory = merge(method.name, base, experts, evidence=evidence, **quick(method))
+    in_memory = merge(method.name, base, experts, evidence=evidence, **method.quick)
     foundation = paths.pop("base")
     merge_files(
         method.name, foundation, paths, tmp_path / "out",
-        evidence=evidence, shard_bytes=300, **quick(method),
+        evidence=evidence, shard_bytes=300, **method.quick,
     )  # fmt: skip
     streamed = load_weights(tmp_path / "out", "the merged model")
     assert len(list((tmp_path / "out").glob("model-*"))) > 1
@@ -99,7 +99,7 @@ def test_kept_and_reread_task_vectors_agree(method: Method, model: Make) -> None
     base, experts = model()
     kept = TaskVectors(base, experts, keep=True)
     reread = TaskVectors(base, experts, keep=False)
-    params, evidence = method.parse(quick(method)), evidence_for(method, base, experts)
+    params, evidence = method.parse(method.quick), evidence_for(method, base, experts)
     ours, theirs = (method.merge(v, params, evidence) for v in (kept, reread))
     again = method.merge(kept, params, evidence)  # what is kept was not changed
     for name in kept.names:

@@ -52,12 +52,14 @@ def test_ties_by_hand() -> None:
         "b": {"w": torch.tensor([[-1.0, -5.0, 0.2, -2.0, 0.0]])},
         "c": {"w": torch.tensor([[2.0, 1.0, -6.0, 0.3, 0.0]])},
     }
-    merged = merge("ties", base, experts, coefficient=1.0, keep_ratio=1.0)["w"]
+    merged = merge("ties", base, experts, coefficient=1.0, keep_ratio=1.0, aggregate="mean")["w"]
     # Elected signs: +, −, −, + (0.3 tips it), +; then the mean of the entries that agree.
     torch.testing.assert_close(merged, torch.tensor([[3.0, -4.0, -6.0, (2.0 + 0.3) / 2, 1.0]]))
-    trimmed = merge("ties", base, experts, coefficient=0.5, keep_ratio=0.2)["w"]
+    trimmed = merge("ties", base, experts, coefficient=0.5, keep_ratio=0.2, aggregate="mean")["w"]
     # The two largest of five entries each: a {4, −3}, b {−5, ±2}, c {−6, 2}.
     torch.testing.assert_close(trimmed, 0.5 * torch.tensor([[3.0, -4.0, -6.0, -2.0, 0.0]]))
+    summed = merge("ties", base, experts, coefficient=0.5, keep_ratio=0.2, aggregate="sum")["w"]
+    torch.testing.assert_close(summed, 0.5 * torch.tensor([[6.0, -8.0, -6.0, -2.0, 0.0]]))
 
 
 def test_ties_breaks_exact_ties_by_the_majority() -> None:
@@ -66,7 +68,7 @@ def test_ties_breaks_exact_ties_by_the_majority() -> None:
         "a": {"w": torch.tensor([[1.0, -2.0, -3.0, -4.0]])},
         "b": {"w": torch.tensor([[-1.0, -2.0, -3.0, -4.0]])},
     }
-    merged = merge("ties", base, experts, coefficient=1.0, keep_ratio=1.0)["w"]
+    merged = merge("ties", base, experts, coefficient=1.0, keep_ratio=1.0, aggregate="mean")["w"]
     torch.testing.assert_close(merged, torch.tensor([[-1.0, -2.0, -3.0, -4.0]]))
 
 

@@ -198,10 +198,13 @@ class Evaluator:
 
     def merged(self, job: ScoreJob) -> Mapping[str, Tensor]:
         """The state dict that a merge is judged with."""
-        return self._loader(job)(self._suite.tasks[0].name)
+        return self._merge(job, self.workload.experts_of(job.seed), self._reader(job))
+
+    def _reader(self, job: ScoreJob) -> SplitReader:
+        return SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
 
     def _score(self, job: ScoreJob) -> Record:
-        reader = SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
+        reader = self._reader(job)
         started = time.perf_counter()
         answered = self._judge(job, reader)
         merged = time.perf_counter()

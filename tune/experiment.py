@@ -16,7 +16,7 @@ from apgd.checkpoints import open_weights
 from apgd.errors import InputError
 from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, write_json
-from apgd.methods import PLUGS, SUFFIX, methods
+from apgd.methods import PLUGS, SUFFIX, Value, methods
 from apgd.published import TOLERANCE
 from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
@@ -151,6 +151,11 @@ class Experiment:
         if not self.smoke:
             return suite.finetune
         return replace(suite.finetune, steps=6, batch_size=16, checkpoint_every=3)
+
+    def settings_of(self, suite: Suite, method: str) -> dict[str, Value]:
+        """Published settings where not a method's defaults, and in a smoke run quick ones."""
+        quick = methods[method].quick if self.smoke else {}
+        return {**suite.settings_of(method), **quick}
 
     @property
     def statistic_settings(self) -> StatisticSettings:

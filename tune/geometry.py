@@ -15,7 +15,8 @@ from apgd.files import write_json
 from apgd.methods import methods
 from apgd.suites import suites
 from apgd.task_vectors import TaskVectors
-from tune.evaluators import EXPERTS, Evaluator, ScoreJob
+from tune.evaluators import Evaluator, ScoreJob
+from tune.references import EXPERTS
 
 
 def geometry_path(run_dir: Path, key: str) -> Path:

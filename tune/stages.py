@@ -21,7 +21,7 @@ from tune.experiment import Experiment, merged_rank
 from tune.geometry import geometry_path
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
-from tune.references import MULTI_TASK, PRETRAINED
+from tune.references import EXPERTS, MULTI_TASK, PRETRAINED
 from tune.report import Axis, Report, build_report, write_report
 from tune.search import run_searches
 from tune.studies import Study, best_trial, searched, trial_job
@@ -324,7 +324,7 @@ def search(
             experiment.effective_trials,
             rank,
             len(suite.tasks),
-            tuple(suite.settings_of(method).items()),
+            tuple(experiment.settings_of(suite, method).items()),
         )
         for seed in range(experiment.seeds)
         for method in experiment.methods

@@ -81,6 +81,7 @@ def plugged(inner: Method) -> Method:
         passes=inner.passes,
         holds=inner.holds,
         cost=partial(_cost, inner),
+        quick=inner.quick,
         with_apgd=False,
     )
 

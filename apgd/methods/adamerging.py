@@ -114,6 +114,7 @@ def _of(*, plus_plus: bool, task_wise: bool) -> Method:
         cost=lambda shape, experts, params: (
             read_once(shape, experts, params) * ((1 + task_wise) * params.iterations + 2)
         ),
+        quick={"iterations": 3},
     )
 
 

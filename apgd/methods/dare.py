@@ -31,7 +31,7 @@ from apgd.methods.linear import (
     task_arithmetic,
     weight_averaging,
 )
-from apgd.methods.ties import TiesParams, ties
+from apgd.methods.ties import TiesParams, aggregate_parameter, ties
 from apgd.strips import strips
 from apgd.task_vectors import TaskVectors
 from apgd.transformed import Transformed
@@ -79,11 +79,16 @@ class DareTiesParams(DareParams):
         0.3, "merging coefficient λ of the merged task vector", low=0, search=(0.05, 5.0), log=True
     )
     ties_keep_ratio: float = keep_ratio_parameter(0.2)
+    aggregate: str = aggregate_parameter()
 
     @property
     def inner(self) -> MethodParams:
         """Those of the method that works on what is left."""
-        return TiesParams(coefficient=self.coefficient, keep_ratio=self.ties_keep_ratio)
+        return TiesParams(
+            coefficient=self.coefficient,
+            keep_ratio=self.ties_keep_ratio,
+            aggregate=self.aggregate,
+        )
 
 
 def dropped(

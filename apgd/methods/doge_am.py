@@ -93,5 +93,6 @@ doge_am = Method(
     prepare=_prepare,
     passes=3,  # two for the thresholds; then they are kept
     cost=_cost,
+    quick={"adaptation_iterations": 3},
     with_apgd=False,  # it is APGD
 )

@@ -1,6 +1,7 @@
 """Ties-Merging: trim, elect signs, merge what agrees."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from apgd.methods._method import (
     Combined,
     Method,
     MethodParams,
+    choice_parameter,
     keep_ratio_parameter,
     parameter,
     read_once,
@@ -19,6 +21,16 @@ from apgd.strips import by_strips
 from apgd.task_vectors import TaskVectors
 
 
+def aggregate_parameter() -> Any:
+    """Declare how entries that agree are put together."""
+    return choice_parameter(
+        "sum",
+        ("sum", "mean"),
+        "of entries that agree: their sum, as in most tables that have Ties (λ = 0.3), or their "
+        "mean, as in its paper (λ = 1)",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TiesParams(MethodParams):
     """Parameters of Ties-Merging."""
@@ -27,14 +39,18 @@ class TiesParams(MethodParams):
         0.3, "merging coefficient λ of the merged task vector", low=0, search=(0.05, 5.0), log=True
     )
     keep_ratio: float = keep_ratio_parameter(0.2)
+    aggregate: str = aggregate_parameter()
 
 
 def disjoint_merge(
     trimmed: Tensor,  # (N, m, n)
     majority: Tensor,  # ()
+    aggregate: str,
 ) -> Tensor:  # (m, n)
-    """Mean of the entries that have the elected sign; the majority sign breaks an exact tie."""
+    """Sum or mean of the entries that have the elected sign; an exact tie elects `majority`."""
     found = agreeing(trimmed, majority)
+    if aggregate == "sum":
+        return found.sum(dim=0)
     return found.sum(dim=0) / (found != 0).sum(dim=0).clamp(min=1)
 
 
@@ -47,7 +63,9 @@ def _combine(tau: Tensor, params: TiesParams, prepared: Election) -> Combined:
     majority = prepared.majority.to(tau)
 
     def of(part: Tensor, _rows: slice) -> Tensor:
-        return params.coefficient * disjoint_merge(trimmed(part, thresholds), majority)
+        return params.coefficient * disjoint_merge(
+            trimmed(part, thresholds), majority, params.aggregate
+        )
 
     shares = kept_shares(tau, thresholds)
     return Combined(by_strips(tau, of), {"kept": shares.tolist()})

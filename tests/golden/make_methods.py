@@ -94,16 +94,17 @@ def _elementwise_cases() -> list[Case]:
     # FusionBench TiesMergingAlgorithm. Magnitudes of an expert are ranked over the whole model;
     # those are kept that reach the (d − ⌊K·d⌋)-th smallest. `threshold` is in percent where above
     # 1, and fails where it is 1. Its configuration says merge_func "sum" with 0.3 (so do
-    # AdaMerging's tables); the paper, and we, take the mean of what agrees.
-    for count, coefficient, keep_ratio in ((8, 0.3, 0.2), (3, 1.0, 0.5)):
+    # AdaMerging's tables); the paper takes the mean of what agrees.
+    for count, coefficient, keep_ratio, aggregate in ((8, 0.3, 0.2, "sum"), (3, 1.0, 0.5, "mean")):
         cases.append(
             _case("ties", count, "ties",
-                  {"coefficient": coefficient, "keep_ratio": keep_ratio},
-                  {"scaling_factor": coefficient, "threshold": keep_ratio, "merge_func": "mean"})
+                  {"coefficient": coefficient, "keep_ratio": keep_ratio, "aggregate": aggregate},
+                  {"scaling_factor": coefficient, "threshold": keep_ratio,
+                   "merge_func": aggregate})
         )  # fmt: skip
     # PEFT ties, density 1: nothing is trimmed, an exact zero elects + (we: the model's majority).
     cases.append(
-        _case("ties", 8, "peft_ties", {"coefficient": 0.3, "keep_ratio": 1.0},
+        _case("ties", 8, "peft_ties", {"coefficient": 0.3, "keep_ratio": 1.0, "aggregate": "mean"},
               {"weight": 0.3, "density": 1.0})
     )  # fmt: skip
     # mergekit `breadcrumbs`: of the n entries of a matrix, the ⌊gamma·n⌋ largest are dropped, the
@@ -164,11 +165,13 @@ def _dare_cases() -> list[Case]:
               {"coefficient": 0.3, "keep_ratio": 1.0, "seed": 0},
               {"scaling_factor": 0.3, "sparsity_ratio": 0.0, "seed": 0}),
         _case("dare_ties", 8, "dare_ties",
-              {"coefficient": 0.5, "keep_ratio": 1.0, "ties_keep_ratio": 0.2, "seed": 0},
+              {"coefficient": 0.5, "keep_ratio": 1.0, "ties_keep_ratio": 0.2, "seed": 0,
+               "aggregate": "sum"},
               {"scaling_factor": 0.5, "sparsity_ratio": 0.0, "threshold": 0.2,
-               "merge_func": "mean", "seed": 0}),
+               "merge_func": "sum", "seed": 0}),
         _case("dare_ties", 3, "peft_dare_ties",
-              {"coefficient": 0.5, "keep_ratio": 1.0, "ties_keep_ratio": 1.0, "seed": 0},
+              {"coefficient": 0.5, "keep_ratio": 1.0, "ties_keep_ratio": 1.0, "seed": 0,
+               "aggregate": "mean"},
               {"weight": 0.5, "density": 1.0}),
     ]  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_plus_plus_without_steps_is_the_sum_of_what_ties_keeps(wise: str) -> Non
         torch.testing.assert_close(merged[matrix], base[matrix] + 0.5 * chosen.sum(dim=0))
         # The mean of the entries that are there is what Ties makes of it.
         mean = chosen.sum(dim=0) / (chosen != 0).sum(dim=0).clamp(min=1)
-        ties = merge("ties", base, states, coefficient=1.0, keep_ratio=0.4)
+        ties = merge("ties", base, states, coefficient=1.0, keep_ratio=0.4, aggregate="mean")
         torch.testing.assert_close(ties[matrix], base[matrix] + mean)
 
 
