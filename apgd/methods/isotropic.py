@@ -6,7 +6,7 @@ are spread over the directions that there are, and their sum stays what it was.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,15 +79,19 @@ def _iso_cts(tau: Tensor, params: IsoCtsParams, _prepared: None) -> Combined:
     directions = Directions(tau, min(m, n))
     with lanes():
         found = leading_singular_triplets(_sum(tau), common)
+        outside = _complement(found.left) if m <= n and per_task > 0 else None
     directions.put(0, found)
     basis, scales = directions.left[:, :common], (task_norms(tau) * _blur(found, common)).tolist()
 
     def find_own(i: int) -> None:
-        own = torch.addmm(tau[i], basis, basis.T @ tau[i], alpha=-1)
-        directions.put(
-            common + i * per_task,
-            leading_singular_triplets(own, per_task, least_scale=scales[i]),
-        )
+        if outside is None:
+            rest = torch.addmm(tau[i], basis, basis.T @ tau[i], alpha=-1)
+            own = leading_singular_triplets(rest, per_task, scales[i])
+        else:  # the same in fewer rows
+            rest = outside.T.to(tau.dtype) @ tau[i]
+            own = leading_singular_triplets(rest, per_task, scales[i])
+            own = replace(own, left=outside @ own.left)
+        directions.put(common + i * per_task, own)
 
     if per_task > 0:
         with lanes(most=decompositions_at_once(min(m, n))) as each:
@@ -100,6 +104,12 @@ def _iso_cts(tau: Tensor, params: IsoCtsParams, _prepared: None) -> Combined:
         "task_directions": int((values[common:] > 0).sum()),
     }
     return Combined(directions.orthogonalised(params.coefficient * value), details)
+
+
+def _complement(basis: Tensor) -> Tensor:  # (m, c) -> (m, m − c)
+    """An orthonormal basis of what is orthogonal to these columns."""
+    complete: Tensor = torch.linalg.qr(basis, mode="complete").Q
+    return complete[:, basis.shape[1] :].contiguous()
 
 
 def _blur(found: SingularTriplets, wanted: int) -> float:
@@ -126,9 +136,10 @@ def _iso_c_holds(shape: tuple[int, int], experts: int) -> int:
 
 
 def _iso_cts_holds(shape: tuple[int, int], experts: int) -> int:
-    # τ, the sum or the result, what one task has of its own, with its float64 side, in two lanes.
+    # τ, the sum or the result, what one task has of its own, with its float64 side, in two lanes;
+    # decompositions, what is outside the common subspace, and the directions.
     (m, n), rank = shape, min(shape)
-    return 4 * m * n * (experts + 5) + 24 * rank**2 + directions_bytes(shape, rank)
+    return 4 * m * n * (experts + 5) + 40 * rank**2 + directions_bytes(shape, rank)
 
 
 def _iso_c_cost(shape: tuple[int, int], experts: int, params: IsoCParams) -> Cost:
@@ -138,7 +149,10 @@ def _iso_c_cost(shape: tuple[int, int], experts: int, params: IsoCParams) -> Cos
 def _iso_cts_cost(shape: tuple[int, int], experts: int, params: IsoCtsParams) -> Cost:
     (m, n), rank = shape, min(shape)
     common, per_task = subspace_sizes(rank, experts, params.common_share)
-    own = Cost(flops=4 * m * n * common) + triplets_cost(shape, per_task)
+    if m <= n:
+        own = Cost(flops=2 * m * n * (m - common)) + triplets_cost((m - common, n), per_task)
+    else:
+        own = Cost(flops=4 * m * n * common) + triplets_cost(shape, per_task)
     found = triplets_cost(shape, common) + (own * experts if per_task > 0 else Cost())
     return read_once(shape, experts, params) * 2 + found + directions_cost(shape, rank)
 
