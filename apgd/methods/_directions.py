@@ -51,9 +51,12 @@ class Directions:
 
 
 def directions_bytes(shape: tuple[int, int], count: int) -> int:
-    """Memory in bytes for so many directions, and for making them orthonormal in float64."""
-    longest = min(max(shape), count)
-    return 4 * count * sum(shape) + 24 * longest**2
+    """Memory in bytes for so many directions, and for making them orthonormal in float64.
+
+    Both sides are worked on at once; each needs its Gram matrix, the eigenvectors with LAPACK's
+    working space, and what is made of these.
+    """
+    return 4 * count * sum(shape) + sum(40 * min(side, count) ** 2 for side in shape)
 
 
 def directions_cost(shape: tuple[int, int], count: int) -> Cost:

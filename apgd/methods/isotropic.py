@@ -137,9 +137,8 @@ def _iso_c_holds(shape: tuple[int, int], experts: int) -> int:
 
 def _iso_cts_holds(shape: tuple[int, int], experts: int) -> int:
     # τ, the sum or the result, what one task has of its own, with its float64 side, in two lanes;
-    # decompositions, what is outside the common subspace, and the directions.
-    (m, n), rank = shape, min(shape)
-    return 4 * m * n * (experts + 5) + 40 * rank**2 + directions_bytes(shape, rank)
+    # and the directions, whose decompositions take no less than those before.
+    return 4 * math.prod(shape) * (experts + 5) + directions_bytes(shape, min(shape))
 
 
 def _iso_c_cost(shape: tuple[int, int], experts: int, params: IsoCParams) -> Cost:

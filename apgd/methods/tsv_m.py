@@ -68,8 +68,10 @@ def _combine(tau: Tensor, params: TsvMParams, _prepared: None) -> Combined:
 
 
 def _holds(shape: tuple[int, int], experts: int) -> int:
-    # τ, the result, and every direction: a share of one of them is not known here.
-    directions = directions_bytes(shape, experts * min(shape))
+    # τ, the result, one task's directions in float64, and all of every task's: a smaller share of
+    # them is not known here.
+    rank = min(shape)
+    directions = 8 * rank * sum(shape) + directions_bytes(shape, experts * rank)
     return 4 * math.prod(shape) * (experts + 1) + directions
 
 

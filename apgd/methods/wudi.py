@@ -197,10 +197,10 @@ def _minimiser(quadratic: _Quadratic) -> Tensor:  # (m, n), float64
 
 def _holds(shape: tuple[int, int], experts: int) -> int:
     # Adam: τ, S, P, τ_i / ‖τ_i‖, A_i and A, or all τ_i / ‖τ_i‖ once more; and the result.
-    # Exact: the same and D in float64; and A once more, with its eigenvectors.
+    # Exact: the same and D in float64; and A once more, with eigenvectors twice.
     (m, n), wide = shape, _is_wide(shape, experts)
     adam = m * n * (2 * experts + 3) if wide else m * n * (experts + 4) + 2 * n**2
-    exact = m * n * (experts + 8) + 6 * n**2
+    exact = m * n * (experts + 8) + 8 * n**2
     return 4 * max(adam, exact)
 
 
