@@ -14,7 +14,7 @@ from apgd.methods._statistics import MatrixStatistics, Statistics
 from apgd.projective import task_norms
 from apgd.task_vectors import TaskVectors
 
-_YES, _NO = "yes", "no"
+_NORM, _NONE = "norm", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class FisherParams(MethodParams):
         search=(1e-8, 1.0),
         log=True,
     )
-    normalize: str = choice_parameter(
-        _YES,
-        (_YES, _NO),
-        "divide each expert's information by its norm over all merged matrices, with which experts "
-        "weigh alike",
+    normalisation: str = choice_parameter(
+        _NORM,
+        (_NORM, _NONE),
+        "what an expert's information is divided by: its norm over all merged matrices, with which "
+        "experts weigh alike, or nothing",
     )
 
 
@@ -71,7 +71,7 @@ def _prepare(vectors: TaskVectors, params: FisherParams, evidence: Evidence) -> 
         for number in range(len(vectors)):
             squares[number] += task_norms(statistics[name][number].unsqueeze(0))[0] ** 2
     scales = (squares.sqrt() + params.minimal_weight).reciprocal()
-    if params.normalize == _NO:
+    if params.normalisation == _NONE:
         scales = torch.ones_like(scales)
     return _Weights(statistics, tuple(scales.tolist()))
 

@@ -227,11 +227,9 @@ def _statistics_cases() -> list[Case]:
     count = len(_WITH_EVIDENCE)
     # FusionBench merging_with_fisher_weights: Σ c_i (F_i + ε) θ_i / Σ c_i (F_i + ε), ε = 1e-6; c_i
     # in proportion to 1 / (‖F_i‖ + ε), the norm over all merged parameters, or equal where not
-    # normalised. Its ε is absolute, and so depends on the scale of F; ours is in units of F's root
-    # mean square, of each expert or of all. They are the same of all, which is 1 here, and of each
-    # where they vanish. F is given, since its F is not ours on purpose: it squares the gradient of
-    # a batch's sum of √p log p, with cross terms, where ours is the mean of squares. On 64 inputs
-    # of these models, merges with the two are 0.23 apart with batches of 1, 0.66 with its 32.
+    # normalised. So is ours. F is given, since its F is not ours on purpose: it squares the
+    # gradient of a batch's sum of √p log p, with cross terms, where ours is the mean of squares. On
+    # 64 inputs of these models, merges with the two are 0.23 apart with batches of 1, 0.66 with 32.
     cases = [
         _case("fisher", count, "fisher", {"normalisation": "norm", "minimal_weight": 1e-12},
               {"normalize_fisher_weight": True, "minimal_fisher_weight": 1e-20}),

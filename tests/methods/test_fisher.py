@@ -51,15 +51,17 @@ def test_where_only_one_expert_has_information_it_is_taken(model: Make) -> None:
         torch.testing.assert_close(result[name], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("normalize", ["yes", "no"])
-def test_weighted_mean_by_definition(model: Make, normalize: str) -> None:
+@pytest.mark.parametrize("normalisation", ["norm", "none"])
+def test_weighted_mean_by_definition(model: Make, normalisation: str) -> None:
     base, experts = model(4)
     given = information(experts)
-    result = merged("fisher", base, experts, given, minimal_weight=1e-4, normalize=normalize)
+    result = merged(
+        "fisher", base, experts, given, minimal_weight=1e-4, normalisation=normalisation
+    )
     flat = torch.stack([torch.cat([f[n].flatten() for n in SHAPES]) for f in given.values()])
     flat = flat.double()
     weights = flat + 1e-4
-    if normalize == "yes":
+    if normalisation == "norm":
         weights = weights / (flat.norm(dim=1, keepdim=True) + 1e-4)
     weights = weights / weights.sum(dim=0)
     theta = torch.stack([torch.cat([e[n].flatten() for n in SHAPES]) for e in experts.values()])
@@ -78,8 +80,8 @@ def test_without_information_experts_are_averaged(model: Make) -> None:
     base, experts = model(3)
     nothing = {name: {n: torch.zeros(s) for n, s in SHAPES.items()} for name in experts}
     average = merge("weight_averaging", base, experts)
-    for normalize in ("yes", "no"):
-        result = merged("fisher", base, experts, nothing, normalize=normalize)
+    for normalisation in ("norm", "none"):
+        result = merged("fisher", base, experts, nothing, normalisation=normalisation)
         for name in base:
             torch.testing.assert_close(result[name], average[name])
 
@@ -93,7 +95,7 @@ def test_scale_of_an_experts_information_does_not_matter(model: Make) -> None:
     )
     for name in base:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
-    theirs = merged("fisher", base, experts, scaled, minimal_weight=1e-12, normalize="no")
+    theirs = merged("fisher", base, experts, scaled, minimal_weight=1e-12, normalisation="none")
     assert (theirs["wide"] - experts["expert1"]["wide"]).abs().median() < 1e-3
 
 
