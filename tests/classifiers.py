@@ -1,14 +1,11 @@
 """A small network with heads, experts of it and inputs: what test-time methods work on."""
 
-from dataclasses import dataclass
-from typing import Any, Self
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apgd.data import ImageExamples
-from apgd.heads import Head, mean_entropy
+from apgd.models.zero_shot import ZeroShotHead
 from apgd.unlabelled import UnlabelledInputs
 from tests.conftest import State
 
@@ -33,35 +30,15 @@ class Network(nn.Module):
         return scores
 
 
-@dataclass(frozen=True)
-class LinearHead(Head):
+class LinearHead(ZeroShotHead):
     """Scores of a task's classes from the network's outputs."""
 
-    classes: Tensor
+    def __init__(self, classes: Tensor) -> None:
+        super().__init__(classes, _preprocess, lambda model, pixels: model(pixels))
 
-    def to(self, device: str | torch.device) -> Self:
-        return self
 
-    def logits(self, model: nn.Module, images: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(images).float().flatten(1) / 255 - 0.5
-        scores: Tensor = model(pixels) @ self.classes.T
-        return scores
-
-    def loss(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
-        labels = torch.from_numpy(examples.labels[rows])
-        return nn.functional.cross_entropy(self.logits(model, examples.images[rows]), labels)
-
-    def entropy(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
-        return mean_entropy(self.logits(model, examples.images[rows]))
-
-    def log_likelihoods(self, model: nn.Module, examples: Any, row: int) -> Tensor:
-        return self.logits(model, examples.images[row : row + 1]).log_softmax(dim=1)
-
-    def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
-        right: np.ndarray = (
-            self.logits(model, examples.images).argmax(dim=1).numpy() == examples.labels
-        )
-        return right
+def _preprocess(images: np.ndarray) -> Tensor:  # uint8 (n, side, side, 3) -> (n, width)
+    return torch.from_numpy(images).float().flatten(1) / 255 - 0.5
 
 
 def images(seed: int, count: int = COUNT) -> ImageExamples:
