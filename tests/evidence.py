@@ -55,6 +55,9 @@ class LinearsHead(Head):
     def log_likelihoods(self, model: nn.Module, examples: Any, row: int) -> Tensor:
         return self.logits(model, examples.images[row : row + 1]).log_softmax(dim=1)
 
+    def ensemble_answers(self, voices: Any, examples: Any) -> np.ndarray:
+        raise NotImplementedError("nothing here asks an ensemble")
+
     def answers(self, model: nn.Module, examples: Any) -> np.ndarray:
         predicted = self.logits(model, examples.images[:]).argmax(dim=1)
         found: np.ndarray = predicted.numpy() == examples.labels
