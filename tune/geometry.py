@@ -13,10 +13,13 @@ from apgd.analysis import DeltaLayer, ExpertLayer, delta_layer, expert_layer
 from apgd.errors import InputError
 from apgd.files import write_json
 from apgd.methods import methods
+from apgd.source import source_hash
 from apgd.suites import suites
 from apgd.task_vectors import TaskVectors
 from tune.evaluators import Evaluator, ScoreJob
 from tune.references import EXPERTS
+
+_CODE = ("apgd.analysis",)
 
 
 def geometry_path(run_dir: Path, key: str) -> Path:
@@ -62,11 +65,21 @@ def write_geometry(
         layers: by matrix.
     """
     value = {
+        "code": source_hash(*_CODE),
         "method": method,
         "experts": list(experts),
         "layers": [asdict(layer) for layer in layers],
     }
     write_json(geometry_path(run_dir, key), value)
+
+
+def is_measured(run_dir: Path, key: str) -> bool:
+    """Whether the figures of one row and seed are there, and were made by this code."""
+    path = geometry_path(run_dir, key)
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("code") == source_hash(*_CODE)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from apgd.suites import FinetuneSettings, Suite
 from apgd.training_statistics import statistic_spec, statistics_file
 from tune.evaluators import Purpose, ScoreJob, Statistic, Workload
 from tune.experiment import Experiment, merged_rank
-from tune.geometry import geometry_path
+from tune.geometry import is_measured
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.references import EXPERTS, MULTI_TASK, PRETRAINED
@@ -455,9 +455,7 @@ def measure_geometry(
         if job.seed == 0 and (job.method == EXPERTS or job.variant is not Variant.REFERENCE):
             chosen[job.method] = job  # a tuned row follows the published one
     missing = [
-        job
-        for job in chosen.values()
-        if not geometry_path(experiment.folder, job.key(workload)).exists()
+        job for job in chosen.values() if not is_measured(experiment.folder, job.key(workload))
     ]
     with display.stage("geometry", len(chosen), len(chosen) - len(missing)) as stage:
         pool.run(

@@ -119,7 +119,7 @@ def test_reference_rows_come_first(built):
 def test_sections_are_in_order(built):
     names = [section.name for section in built[1].document.sections]
     assert names == [
-        *("accuracy", "differences", "unseen", "corruptions", "search", "published"),
+        *("accuracy", "differences", "ranking", "unseen", "corruptions", "search", "published"),
         *("samples", "experts", "cost", "reproduce"),
     ]
 

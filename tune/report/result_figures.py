@@ -176,10 +176,18 @@ def difference_figure(name: str, table: Measured, subject: str) -> Plot | None:
     )
 
 
+def _titles(rows: Sequence[Row]) -> list[str]:
+    """Names of rows; without their variant, where it is that of all."""
+    variants = {row.key.variant for row in rows}
+    if len(variants) > 1:
+        return [row.title for row in rows]
+    return [row.title.removesuffix(f" ({row.key.variant})") for row in rows]
+
+
 def _forest(rows: Sequence[Row], palette: Palette, width: int) -> Figure:
     body, foot = 26 * len(rows) + 8, 46
     height = body + foot + 6
-    names, labels = fit_labels([row.title for row in rows], 0.58 * width)
+    names, labels = fit_labels(_titles(rows), 0.58 * width)
     figure = new_figure(width, height)
     axes = figure.add_axes(
         (labels / width, foot / height, (width - labels - 16) / width, body / height)
