@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from apgd.methods import MethodParams
-from apgd.methods._apgd import ApgdParams, default_basis_size, modification
+from apgd.methods._apgd import ApgdParams, default_basis_size, modification, modifications
 from apgd.methods._plug import PluggedParams
+from apgd.methods.doge_am import DogeAmParams
 from apgd.projective import shared_of, task_bases
 
 
@@ -48,7 +49,8 @@ class DeltaLayer:
     shared: float
     """‖Uᵀ δ‖²."""
     modification: float | None
-    """‖Δ‖² of APGD's modification vector; None for a method without it."""
+    """‖Δ‖² of APGD's modification vector, the mean where every task has its own; None for a method
+    without it."""
 
 
 def expert_layer(
@@ -85,14 +87,13 @@ def delta_layer(
             the method has one.
     """
     subspace = shared_of(task_bases(tau, _basis_size(tau)), _basis_size(tau))
-    apgd = _apgd_of(params)
     flat = delta.reshape(-1).double()
     return DeltaLayer(
         name=name,
         square=float(flat @ flat),
         products=tuple((tau.reshape(len(tau), -1).double() @ flat).tolist()),
         shared=_inside(subspace, delta),
-        modification=None if apgd is None else _square(modification(tau, apgd).delta),
+        modification=_modification(tau, params),
     )
 
 
@@ -169,10 +170,11 @@ def _basis_size(tau: Tensor) -> int:
     return default_basis_size(min(tau.shape[1:]), len(tau))
 
 
-def _apgd_of(params: MethodParams | None) -> ApgdParams | None:
-    if isinstance(params, PluggedParams):
-        return params.apgd
-    return params if isinstance(params, ApgdParams) else None
+def _modification(tau: Tensor, params: MethodParams | None) -> float | None:
+    if isinstance(params, DogeAmParams):
+        return _square(modifications(tau, params)) / len(tau)
+    apgd = params.apgd if isinstance(params, PluggedParams) else params
+    return _square(modification(tau, apgd).delta) if isinstance(apgd, ApgdParams) else None
 
 
 def _square(matrix: Tensor) -> float:

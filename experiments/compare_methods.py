@@ -18,6 +18,7 @@ from apgd.methods import methods as registered
 from tune.command import run_command
 from tune.experiment import Experiment
 from tune.job import run_experiment
+from tune.references import REFERENCES
 
 _ORDER = (
     *("weight_averaging", "task_arithmetic"),
@@ -50,6 +51,9 @@ class MethodComparison(Experiment):
 
     methods: tuple[str, ...] = field(default_factory=every_method)
     """Merge methods to compare, all where not given; `apgd methods` lists them."""
+    references: tuple[str, ...] = tuple(REFERENCES)
+    """Rows to compare with: pretrained, experts, multi_task (one model fine-tuned here on all tasks
+    together), ensemble (the experts' probabilities averaged)."""
     seeds: int = 3
     """Number of seeds, each with its own experts and its own searches (seeds 0, 1, ...)."""
     trials: Annotated[int, tyro.conf.arg(aliases=["--budget"])] = 10

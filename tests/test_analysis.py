@@ -68,7 +68,9 @@ def test_matrices_are_put_together_as_one_vector() -> None:
     assert expert_figures(experts).norms == pytest.approx(whole.norm(dim=1).tolist(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["doge_ta", "weight_averaging+apgd", "weight_averaging"])
+@pytest.mark.parametrize(
+    "name", ["doge_ta", "doge_am", "weight_averaging+apgd", "weight_averaging"]
+)
 def test_the_modification_vector_is_found_again(name: str) -> None:
     tau = 0.01 * torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
     prefix = "apgd_" if name.endswith("+apgd") else ""

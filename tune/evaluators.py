@@ -197,7 +197,7 @@ class Evaluator:
         return mean_score(record, [task.name for task in self._suite.tasks])
 
     def merged(self, job: ScoreJob) -> Mapping[str, Tensor]:
-        """The state dict that a merge is judged with."""
+        """The state dict that a merge is judged with; test-time methods adapt for it once more."""
         return self._merge(job, self.workload.experts_of(job.seed), self._reader(job))
 
     def _reader(self, job: ScoreJob) -> SplitReader:

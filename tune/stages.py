@@ -448,7 +448,7 @@ def measure_geometry(
     display: Display,
 ) -> None:
     """Hold the first seed's merges against its task vectors: tuned rows, others where none are."""
-    if not experiment.geometry:
+    if not experiment.geometry or EXPERTS not in experiment.references:
         return
     chosen: dict[str, ScoreJob] = {}
     for job in jobs:
