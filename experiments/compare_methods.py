@@ -46,6 +46,7 @@ class MethodComparison(Experiment):
     """Merge the same experts by every method, search each with the same budget, rank them."""
 
     name: ClassVar[str] = "compare_methods"
+    published_rows: ClassVar[bool] = False
     corruptions: ClassVar[bool] = False
     geometry: ClassVar[bool] = True
 
@@ -56,7 +57,7 @@ class MethodComparison(Experiment):
     together), ensemble (the experts' probabilities averaged)."""
     seeds: int = 3
     """Number of seeds, each with its own experts and its own searches (seeds 0, 1, ...)."""
-    trials: Annotated[int, tyro.conf.arg(aliases=["--budget"])] = 10
+    trials: Annotated[int, tyro.conf.arg(aliases=["--budget"])] = 6
     """Merges scored by the search of each method and seed, the published settings included."""
 
 

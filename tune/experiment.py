@@ -34,6 +34,8 @@ class Experiment:
 
     name: ClassVar[str] = "full_repro"
     """What the run is called."""
+    published_rows: ClassVar[bool] = True
+    """Whether methods are also scored with their published settings, beside the tuned ones."""
     corruptions: ClassVar[bool] = True
     """Whether rows are also tested on corrupted images, where the suite has some."""
     geometry: ClassVar[bool] = False

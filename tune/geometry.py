@@ -77,9 +77,10 @@ def is_measured(run_dir: Path, key: str) -> bool:
     """Whether the figures of one row and seed are there, and were made by this code."""
     path = geometry_path(run_dir, key)
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("code") == source_hash(*_CODE)
+        found: Any = json.loads(path.read_text(encoding="utf-8")).get("code")
     except (FileNotFoundError, ValueError):
         return False
+    return bool(found == source_hash(*_CODE))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -395,7 +395,8 @@ def evaluation_jobs(experiment: Experiment, winners: Sequence[Searched]) -> list
         study = winner.study
         published = tuple(study.published.as_dict().items())
         tuned = trial_job(study, winner.best.params, 0).params
-        for variant, params in ((Variant.PUBLISHED, published), (Variant.TUNED, tuned)):
+        variants = {Variant.PUBLISHED: published} if experiment.published_rows else {}
+        for variant, params in {**variants, Variant.TUNED: tuned}.items():
             jobs.append(ScoreJob(Purpose.FINAL, study.method, variant, study.seed, params))
     return jobs
 

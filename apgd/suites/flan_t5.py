@@ -34,6 +34,7 @@ from apgd.models.activations import t5_activations
 from apgd.models.t5 import build_t5, canonical_t5, t5_config, t5_tokenizer
 from apgd.models.text_to_text import TextToTextHead
 from apgd.published import Family, task_title
+from apgd.suites._settings import LANGUAGE
 from apgd.suites._suite import FinetuneSettings, LoraSettings, Suite
 from apgd.suites.facts import glue_datasets
 
@@ -63,7 +64,7 @@ class FlanT5Suite(Suite):
         datasets: where the rows of every task come from.
     """
 
-    published = MappingProxyType({"doge_ta": MappingProxyType({"eta": 0.15})})
+    published = LANGUAGE
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from apgd.errors import InputError
 from apgd.models.mini_t5 import mini_t5
 from apgd.models.t5 import t5_tokenizer
 from apgd.models.text_to_text import TextToTextHead
+from apgd.suites._settings import LANGUAGE, SHORT_ADAPTATION, together
 from apgd.suites._suite import FinetuneSettings, LoraSettings, Suite
 
 _SEED = 20250504
@@ -150,7 +151,7 @@ class MiniText(Suite):
         self.name = name
         self.title = title
         self.published_suite = published_suite
-        self.published = MappingProxyType({"doge_ta": MappingProxyType({"eta": 0.15})})
+        self.published = together(LANGUAGE, SHORT_ADAPTATION)
         self.finetune = finetune
 
     @cached_property

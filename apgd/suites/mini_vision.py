@@ -43,6 +43,7 @@ from apgd.models.clip import (
 )
 from apgd.models.tokenizer import WordTokenizer
 from apgd.models.zero_shot import ZeroShotHead
+from apgd.suites._settings import SHORT_ADAPTATION
 from apgd.suites._suite import FinetuneSettings, Suite
 
 _SEED = 20250504
@@ -274,6 +275,7 @@ class MiniVision(Suite):
     corrupted = ("vehicles", "landcover", "aerial", "signs")
     corruptions = CORRUPTIONS
     corruption_limit = 500  # every worker makes them anew
+    published = SHORT_ADAPTATION
     published_suite = "clip_vit_b32_8"
     image_size = IMAGE_SIZE
     finetune = FinetuneSettings(steps=200, batch_size=64, learning_rate=5e-4)
