@@ -259,7 +259,7 @@ def six_copies(shape: tuple[int, int], experts: int) -> int:
     return 4 * math.prod(shape) * (experts + 6)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
     """A merge method."""
 
