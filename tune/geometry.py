@@ -77,10 +77,10 @@ def is_measured(run_dir: Path, key: str) -> bool:
     """Whether the figures of one row and seed are there, and were made by this code."""
     path = geometry_path(run_dir, key)
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8")).get("code")
-    except (FileNotFoundError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return bool(found["code"] == source_hash(*_CODE))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return bool(found == source_hash(*_CODE))
 
 
 @dataclass(frozen=True, kw_only=True)
