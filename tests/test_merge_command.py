@@ -103,8 +103,14 @@ def test_an_existing_file_is_kept(
 def test_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     listed = capsys.readouterr().out
-    for word in ("doge_ta", "keep_ratio", "(0, 1]", "weight_averaging", "ICML 2025"):
+    for word in ("doge_ta", "keep_ratio=0.3", "weight_averaging", "unlabelled inputs", "+apgd"):
         assert word in listed
+    assert main(["methods", "doge_ta", "ties+apgd"]) == 0
+    listed = capsys.readouterr().out
+    for word in ("keep_ratio", "(0, 1]", "0.01 to 1, log", "ICML 2025", "apgd_eta"):
+        assert word in listed
+    assert main(["methods", "doge"]) == 2
+    assert "unknown method 'doge'" in capsys.readouterr().err
     assert main(["suites"]) == 0
     listed = capsys.readouterr().out
     for word in ("mini_vision", "clip_vit_b32_8", "clip_vit_l14_20", "87.8 M"):

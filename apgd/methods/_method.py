@@ -288,7 +288,7 @@ class Method:
     experts, its task vectors included."""
     cost: Callable[[tuple[int, int], int, Any], Cost] = read_once
     """The work of one matrix, from its shape, the number of experts and the parameters."""
-    quick: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    quick: Mapping[str, Value] = field(default_factory=dict)
     """Settings with which it is done at once, whatever comes of it: for smoke runs."""
     with_apgd: bool = True
     """Whether APGD's modification vector can be added to its task vectors first (`--plug apgd`)."""

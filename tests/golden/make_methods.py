@@ -109,13 +109,12 @@ def _elementwise_cases() -> list[Case]:
     )  # fmt: skip
     # mergekit `breadcrumbs`: of the n entries of a matrix, the ⌊gamma·n⌋ largest are dropped, the
     # ⌊density·n⌋ that follow are kept, unscaled; a density of 1 keeps all, outliers too. The
-    # authors' own code ranks within rows. We have the paper's β = 1 − density − gamma in place of
-    # the density, so that other shares than these can differ by an entry, through rounding.
-    for count, coefficient, smallest, largest in ((8, 0.3, 0.75, 0.125), (3, 1.0, 0.25, 0.25)):
+    # authors' own code ranks within rows.
+    for count, coefficient, density, gamma in ((8, 0.3, 0.14, 0.01), (3, 1.0, 0.5, 0.1)):
         cases.append(
             _case("breadcrumbs", count, "breadcrumbs",
-                  {"coefficient": coefficient, "drop_smallest": smallest, "drop_largest": largest},
-                  {"weight": coefficient, "density": 1 - smallest - largest, "gamma": largest})
+                  {"coefficient": coefficient, "keep_ratio": density, "outlier_ratio": gamma},
+                  {"weight": coefficient, "density": density, "gamma": gamma})
         )  # fmt: skip
     # The authors' PCB_merge, over the whole model. |τ| is clamped to its order statistics at 1e-4
     # and 1 − 1e-4 (1e-2 in their code for language); intra balance exp(N·minmax(|τ|)²), inter
