@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apgd.checkpoints import load_weights, save_weights
+
 State = dict[str, Tensor]
 SHAPES = {"tall": (12, 5), "wide": (6, 15), "square": (8, 8), "row": (1, 7)}
 
@@ -32,6 +34,26 @@ def model() -> Callable[..., tuple[State, dict[str, State]]]:
         }
 
     return make
+
+
+@pytest.fixture
+def vision_files(tmp_path: Path) -> list[str]:
+    """Arguments of `apgd merge` for two experts of mini_vision, which differ from it by noise."""
+    from apgd.suites import suites  # which takes seconds
+
+    suite = suites["mini_vision"]
+    base = load_weights(suite.base_path(), "base")
+    generator = torch.Generator().manual_seed(0)
+    arguments = ["merge", "--base", str(suite.base_path())]
+    for task in ("signs", "aerial"):
+        state = {
+            n: t + 0.02 * torch.randn(t.shape, generator=generator)
+            if suite.is_merged(n, t) else t
+            for n, t in base.items()
+        }  # fmt: skip
+        save_weights(tmp_path / f"{task}.safetensors", state)
+        arguments += ["--expert", f"{task}={tmp_path / task}.safetensors"]
+    return [*arguments, "--out", str(tmp_path / "merged.safetensors"), "--overwrite"]
 
 
 def save_shards(folder: Path, state: State, count: int = 2) -> Path:

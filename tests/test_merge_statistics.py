@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apgd.checkpoints import load_weights, save_weights
+from apgd.checkpoints import load_weights
 from apgd.cli import main
 from apgd.commands import _evidence
 from apgd.evidence import Need
@@ -24,35 +24,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "statistics"
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    base = load_weights(SUITE.base_path(), "base")
-    generator = torch.Generator().manual_seed(0)
-    arguments = ["merge", "--base", str(SUITE.base_path())]
-    for task in TASKS:
-        state = {
-            n: t + 0.02 * torch.randn(t.shape, generator=generator)
-            if SUITE.is_merged(n, t) else t
-            for n, t in base.items()
-        }  # fmt: skip
-        save_weights(tmp_path / f"{task}.safetensors", state)
-        arguments += ["--expert", f"{task}={tmp_path / task}.safetensors"]
-    return [*arguments, "--out", str(tmp_path / "merged.safetensors"), "--overwrite"]
-
-
 @pytest.mark.parametrize(("method", "need"), [("fisher", Need.FISHER), ("regmean", Need.GRAM)])
 def test_statistics_are_computed_with_a_suite_and_kept(
-    files: list[str],
+    vision_files: list[str],
     method: str,
     need: Need,
     tmp_path: Path,
     cache: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*files, "--method", method, *FEW, "--plan"]) == 0
+    assert main([*vision_files, "--method", method, *FEW, "--plan"]) == 0
     assert not list(tmp_path.rglob("*-signs-*.safetensors"))
     capsys.readouterr()
-    assert main([*files, "--method", method, *FEW]) == 0
+    assert main([*vision_files, "--method", method, *FEW]) == 0
     said = capsys.readouterr().err
     assert "statistics of signs (1 of 2)" in said
     assert "statistics of aerial (2 of 2)" in said
@@ -66,7 +50,7 @@ def test_statistics_are_computed_with_a_suite_and_kept(
     assert not torch.equal(found[next(iter(given["signs"]))], base[next(iter(given["signs"]))])
 
     # Into a folder: from what was kept.
-    folder = [*files, "--out", str(tmp_path / "folder")]
+    folder = [*vision_files, "--out", str(tmp_path / "folder")]
     assert main([*folder, "--method", method, *FEW]) == 0
     assert "statistics of" not in capsys.readouterr().err
     streamed = load_weights(tmp_path / "folder", "merged")
@@ -76,13 +60,13 @@ def test_statistics_are_computed_with_a_suite_and_kept(
     named = [
         f"--statistics={p.name.split('-')[1]}={p}" for p in sorted(cache.glob("*.safetensors"))
     ]
-    assert main([*files, "--method", method, "--suite", "mini_vision", *named]) == 0
+    assert main([*vision_files, "--method", method, "--suite", "mini_vision", *named]) == 0
     again = load_weights(tmp_path / "merged.safetensors", "merged")
     assert all(torch.equal(again[n], expected[n]) for n in base)
 
     # Those are of no use to the other method, also where they have its shapes.
     other = {"fisher": "regmean", "regmean": "fisher"}[method]
-    assert main([*files, "--method", other, "--suite", "mini_vision", *named]) == 2
+    assert main([*vision_files, "--method", other, "--suite", "mini_vision", *named]) == 2
     wanted = {"fisher": "GRAM", "regmean": "FISHER"}[method]
     assert f"must be of the kind {wanted} for this method" in capsys.readouterr().err
 
@@ -114,8 +98,8 @@ def test_statistics_are_computed_with_a_suite_and_kept(
         ),
         (
             ["--method", "fisher", *FEW, "--expert", f"other={SUITE.base_path()}"],
-            "experts must be named after tasks of suite mini_vision for their statistics to be "
-            "computed, but got other; its tasks are: scenes,",
+            "experts must be named after tasks of suite mini_vision, whose data the method "
+            "needs, but got other; its tasks are: scenes,",
         ),
         (
             ["--method", "fisher", "--suite", "mini_vision", "--statistics-examples", "0"],
@@ -124,14 +108,14 @@ def test_statistics_are_computed_with_a_suite_and_kept(
     ],
 )
 def test_bad_input_is_one_sentence_and_status_two(
-    files: list[str],
+    vision_files: list[str],
     arguments: list[str],
     message: str,
     tmp_path: Path,
     cache: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*files, *arguments]) == 2
+    assert main([*vision_files, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1

@@ -2,21 +2,22 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from apgd.checkpoints import open_weights, read_metadata
+from apgd.checkpoints import load_weights, open_weights, read_metadata
 from apgd.data import Split
 from apgd.data.cache import cache_root
 from apgd.errors import InputError
 from apgd.evidence import Evidence, Need
 from apgd.files import sha256_path
+from apgd.merging import Progress
 from apgd.methods import Method
-from apgd.suites import suites
+from apgd.suites import Suite, suites
 from apgd.training_statistics import (
     StatisticSettings,
     StatisticSpec,
@@ -24,6 +25,7 @@ from apgd.training_statistics import (
     statistic_spec,
     statistics_file,
 )
+from apgd.unlabelled import UnlabelledInputs
 
 _DEFAULTS = StatisticSettings()
 
@@ -36,6 +38,12 @@ class EvidencePlan:
     """Complete once `gather` was called; files are named that may not be there yet."""
     missing: tuple[tuple[StatisticSpec, Path], ...] = ()
     """Statistics that are not in the cache, and the experts that they are of."""
+
+    def reporting_to(self, progress: Progress) -> Evidence:
+        """The evidence, with a callback for the steps of an adaptation."""
+        if self.evidence.inputs is None:
+            return self.evidence
+        return replace(self.evidence, inputs=replace(self.evidence.inputs, report=progress))
 
     def gather(self, options: argparse.Namespace, console: Console) -> None:
         """Compute what is missing, with a bar on a terminal."""
@@ -78,6 +86,13 @@ def add_evidence_options(command: argparse.ArgumentParser) -> None:
         help="training examples of each task of the suite from which statistics are computed "
         f"(default: {_DEFAULTS.examples})",
     )
+    command.add_argument(
+        "--inputs",
+        choices=[str(split) for split in Split],
+        default=str(Split.TEST),
+        help="for a method that adapts to unlabelled inputs: those of which split of the suite's "
+        "tasks (default: test, as published)",
+    )
 
 
 def evidence_from(
@@ -101,7 +116,33 @@ def evidence_from(
         )
     if method.needs.is_statistic:
         return _statistics(options, method.needs, experts)
+    if method.needs is Need.INPUTS and options.suite is not None:
+        return EvidencePlan(Evidence(inputs=_inputs(options, experts)))
     return EvidencePlan(Evidence())
+
+
+def _inputs(options: argparse.Namespace, experts: Mapping[str, Path]) -> UnlabelledInputs:
+    suite = suites[options.suite]
+    _check_named_after_tasks(suite, experts)
+    model = suite.build_model()
+    model.load_state_dict(load_weights(suite.base_path(), f"the base of suite {suite.name}"))
+    heads = {name: suite.head(model, suite.task(name)).to(options.device) for name in experts}
+    split = Split(options.inputs)
+    return UnlabelledInputs(
+        model=model.to(options.device),
+        heads=heads,
+        inputs={name: suite.examples(name, split).unlabelled() for name in experts},
+    )
+
+
+def _check_named_after_tasks(suite: Suite, experts: Mapping[str, Path]) -> None:
+    tasks = [task.name for task in suite.tasks]
+    for name in experts:
+        if name not in tasks:
+            raise InputError(
+                f"experts must be named after tasks of suite {suite.name}, whose data the method "
+                f"needs, but got {name}; its tasks are: {', '.join(tasks)}"
+            )
 
 
 def _statistics(
@@ -113,13 +154,7 @@ def _statistics(
         return EvidencePlan(Evidence())
     suite = suites[options.suite]
     settings = StatisticSettings(examples=options.statistics_examples)
-    tasks = [task.name for task in suite.tasks]
-    for name in experts:
-        if name not in tasks:
-            raise InputError(
-                f"experts must be named after tasks of suite {suite.name} for their statistics to "
-                f"be computed, but got {name}; its tasks are: {', '.join(tasks)}"
-            )
+    _check_named_after_tasks(suite, experts)
     specs = {
         name: statistic_spec(
             need, suite, name, sha256_path(path), suite.examples(name, Split.TRAIN).sha256, settings

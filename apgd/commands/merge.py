@@ -115,10 +115,8 @@ def _method_named(arguments: Sequence[str]) -> Method | None:
     first.add_argument("--method")
     first.add_argument("--plug")
     found = first.parse_known_args(list(arguments))[0]
-    method = methods.get(found.method, None)
-    if method is None or found.plug not in PLUGS:
-        return method
-    return _chosen(found) if method.with_apgd else method
+    known: Method | None = methods.get(f"{found.method}{SUFFIX if found.plug in PLUGS else ''}")
+    return known
 
 
 def _chosen(options: argparse.Namespace) -> Method:
@@ -168,8 +166,8 @@ def _merge(options: argparse.Namespace) -> None:
         if options.plan:
             return
         planned.gather(options, console)
-        evidence = planned.evidence
         with progress_bar(console) as progress:
+            evidence = planned.reporting_to(progress)
             if in_memory:
                 merged = merge_vectors(method, settings, vectors, progress, evidence)
                 description = {"method": method.name, "params": params, "experts": sorted(experts)}

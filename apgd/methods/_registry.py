@@ -2,6 +2,7 @@
 
 import os
 from types import ModuleType
+from typing import Any
 
 from apgd.methods._method import Method
 from apgd.methods._plug import SUFFIX, plugged
@@ -23,6 +24,17 @@ class Methods(Registry[Method]):
         if not name.endswith(SUFFIX):
             return super().__getitem__(name)
         return plugged(self[name.removesuffix(SUFFIX)])
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        """The method of that name, or `default`; unlike look-up, it accepts an unknown name."""
+        return self[name] if self.__contains__(name) else default
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a method of that name."""
+        if not isinstance(name, str) or not name.endswith(SUFFIX):
+            return super().__contains__(name)
+        inner = self.get(name.removesuffix(SUFFIX))
+        return inner is not None and inner.with_apgd
 
 
 def own_folders(package: ModuleType) -> None:
