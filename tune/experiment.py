@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from apgd.checkpoints import open_weights
 from apgd.errors import InputError
+from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, write_json
 from apgd.methods import PLUGS, SUFFIX, Value, methods
@@ -228,6 +229,7 @@ def check(experiment: Experiment) -> None:
     size = model_bytes(suite)
     models = len(suite.tasks) + (MULTI_TASK in experiment.references)
     needed = size * (models * experiment.seeds + 6) + 200 * 2**20
+    needed += statistic_bytes(experiment, suite)
     free = shutil.disk_usage(experiment.experts_dir).free
     if free < needed:
         raise InputError(
@@ -249,6 +251,19 @@ def model_bytes(suite: Suite) -> int:
     """Size of one model of a suite in float32, in bytes."""
     base = open_weights(suite.base_path(), f"the base of suite {suite.name}")
     return sum(4 * math.prod(base.shape(name)) for name in base.names())
+
+
+def statistic_bytes(experiment: Experiment, suite: Suite) -> int:
+    """Size in bytes of the training statistics that an experiment's methods need."""
+    base = suite.base_path()
+    vectors = TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
+    shapes = [vectors.shape(name) for name in vectors.names]
+    sizes = {
+        Need.FISHER: sum(4 * rows * columns for rows, columns in shapes),
+        Need.GRAM: sum(4 * columns**2 for _rows, columns in shapes),
+    }
+    needs = {methods[name].needs for name in experiment.methods}
+    return sum(sizes.get(need, 0) for need in needs) * len(suite.tasks) * experiment.seeds
 
 
 def scoring_bytes(suite: Suite) -> int:

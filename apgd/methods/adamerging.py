@@ -42,9 +42,7 @@ class AdaMergingParams(MethodParams):
         search=(1e-4, 1e-1),
         log=True,
     )
-    iterations: int = parameter(
-        500, "Adam steps on the coefficients (500 in the paper)", low=0
-    )
+    iterations: int = parameter(500, "Adam steps on the coefficients (500 in the paper)", low=0)
     batch_size: int = parameter(16, "inputs of every task in a step", low=1)
     seed: int = parameter(0, "seed of the order in which inputs are seen", low=0)
 
