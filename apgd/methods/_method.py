@@ -140,6 +140,17 @@ def choice_parameter(default: str, choices: tuple[str, ...], meaning: str) -> An
     return dataclasses.field(default=default, metadata=declaration)
 
 
+def coefficient_parameter(default: float, of: str, search: tuple[float, float]) -> Any:
+    """Declare the merging coefficient of a method.
+
+    Args:
+        default: the published value.
+        of: what it multiplies.
+        search: range in which a search looks, on a logarithmic scale.
+    """
+    return parameter(default, f"merging coefficient of {of}", low=0, search=search, log=True)
+
+
 def keep_ratio_parameter(default: float) -> Any:
     """Declare the keep ratio of a method that trims task vectors by magnitude."""
     return parameter(

@@ -11,13 +11,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from apgd.cost import Cost
 from apgd.errors import InputError
-from apgd.evidence import Evidence
 from apgd.methods._apgd import ApgdParams, modification, modification_cost
-from apgd.methods._method import Combined, Method, MethodParams, Value
-from apgd.task_vectors import TaskVectors
-from apgd.transformed import Transformed
+from apgd.methods._before import before
+from apgd.methods._method import Method, MethodParams, Value
 
 SUFFIX = "+apgd"
 """What the name of a method ends in that APGD comes before."""
@@ -69,19 +66,14 @@ def plugged(inner: Method) -> Method:
     """
     if not inner.with_apgd:
         raise InputError(f"APGD can come before methods without it, but {inner.name} has it in it")
-    return Method(
+    return before(
+        inner,
+        lambda _vectors, params: partial(_modified, params.apgd),
+        lambda shape, experts, params: modification_cost(shape, experts, params.apgd),
         name=inner.name + SUFFIX,
         title=f"{inner.title} + APGD",
         source=f"{inner.source}; after Wei et al., ICML 2025 (arXiv 2501.01230)",
         params=_params_of(inner),
-        needs=inner.needs,
-        combine=partial(_combine, inner),
-        transform=partial(_transform, inner),
-        prepare=partial(_prepare, inner),
-        passes=inner.passes,
-        holds=inner.holds,
-        cost=partial(_cost, inner),
-        quick=inner.quick,
         with_apgd=False,
     )
 
@@ -107,23 +99,5 @@ def _params_of(inner: Method) -> type[PluggedParams]:
     )
 
 
-def _transform(inner: Method, vectors: TaskVectors, params: PluggedParams) -> TaskVectors:
-    return inner.transform(Transformed(vectors, partial(_modified, params.apgd)), params.inner)
-
-
 def _modified(params: ApgdParams, _name: str, tau: Tensor) -> Tensor:  # (N, m, n) -> (N, m, n)
     return tau + modification(tau, params).delta
-
-
-def _prepare(inner: Method, vectors: TaskVectors, params: PluggedParams, known: Evidence) -> Any:
-    return inner.prepare(vectors, params.inner, known)
-
-
-def _combine(inner: Method, tau: Tensor, params: PluggedParams, prepared: Any) -> Tensor | Combined:
-    return inner.combine(tau, params.inner, prepared)
-
-
-def _cost(inner: Method, shape: tuple[int, int], experts: int, params: PluggedParams) -> Cost:
-    # Where task vectors are not kept, it is computed for every pass.
-    apgd = modification_cost(shape, experts, params.apgd) * inner.passes
-    return inner.cost(shape, experts, params.inner) + apgd

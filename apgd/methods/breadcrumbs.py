@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from apgd.cost import Cost
-from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
+from apgd.methods._method import (
+    Combined,
+    Method,
+    MethodParams,
+    coefficient_parameter,
+    parameter,
+    read_once,
+)
 from apgd.order_statistics import of_one, order_statistics
 from apgd.strips import by_strips, sums_by_strips
 
@@ -15,9 +22,7 @@ from apgd.strips import by_strips, sums_by_strips
 class BreadcrumbsParams(MethodParams):
     """Parameters of Model Breadcrumbs; in the paper's terms γ - β and 1 - γ are the shares."""
 
-    coefficient: float = parameter(
-        0.3, "merging coefficient λ of every task vector", low=0, search=(0.05, 2.0), log=True
-    )
+    coefficient: float = coefficient_parameter(0.3, "every task vector", (0.05, 2.0))
     keep_ratio: float = parameter(
         0.14,
         "share of the entries of each task vector and matrix that is kept, largest magnitudes "

@@ -21,6 +21,7 @@ from apgd.methods._method import (
     Limit,
     Method,
     MethodParams,
+    coefficient_parameter,
     keep_ratio_parameter,
     parameter,
     read_once,
@@ -36,9 +37,7 @@ _AGREEMENT = 2
 class ConsensusTaParams(MethodParams):
     """Parameters of Consensus Task Arithmetic."""
 
-    coefficient: float = parameter(
-        0.3, "merging coefficient λ of the multi-task vector", low=0, search=(0.05, 2.0), log=True
-    )
+    coefficient: float = coefficient_parameter(0.3, "the multi-task vector", (0.05, 2.0))
     tall_lambda: float = parameter(
         0.4,
         "λ_t of the TALL masks: the larger, the fewer entries a task selects (the authors try 0.2 "

@@ -14,13 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from apgd.cost import Cost
-from apgd.evidence import Evidence
 from apgd.lanes import lanes
+from apgd.methods._before import before
 from apgd.methods._method import (
-    Combined,
     Method,
     MethodParams,
+    coefficient_parameter,
     keep_ratio_parameter,
     parameter,
     read_once,
@@ -34,7 +33,7 @@ from apgd.methods.linear import (
 from apgd.methods.ties import TiesParams, aggregate_parameter, ties
 from apgd.strips import strips
 from apgd.task_vectors import TaskVectors
-from apgd.transformed import Transformed
+from apgd.transformed import Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +60,7 @@ class DareParams(MethodParams):
 class DareTaskArithmeticParams(DareParams):
     """Parameters of dropping and rescaling, before task arithmetic."""
 
-    coefficient: float = parameter(
-        0.3, "merging coefficient λ of every task vector", low=0, search=(0.05, 2.0), log=True
-    )
+    coefficient: float = coefficient_parameter(0.3, "every task vector", (0.05, 2.0))
 
     @property
     def inner(self) -> MethodParams:
@@ -75,9 +72,7 @@ class DareTaskArithmeticParams(DareParams):
 class DareTiesParams(DareParams):
     """Parameters of dropping and rescaling, before Ties-Merging."""
 
-    coefficient: float = parameter(
-        0.3, "merging coefficient λ of the merged task vector", low=0, search=(0.05, 5.0), log=True
-    )
+    coefficient: float = coefficient_parameter(0.3, "the merged task vector", (0.05, 5.0))
     ties_keep_ratio: float = keep_ratio_parameter(0.2)
     aggregate: str = aggregate_parameter()
 
@@ -126,40 +121,22 @@ def _seed_of(seed: int, matrix: str, expert: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def _transform(inner: Method, vectors: TaskVectors, params: DareParams) -> TaskVectors:
-    change = partial(dropped, params.keep_ratio, params.seed, vectors.experts)
-    return inner.transform(Transformed(vectors, change), params.inner)
+def _dropping(vectors: TaskVectors, params: DareParams) -> Change:
+    return partial(dropped, params.keep_ratio, params.seed, vectors.experts)
 
 
-def _prepare(inner: Method, vectors: TaskVectors, params: DareParams, known: Evidence) -> object:
-    return inner.prepare(vectors, params.inner, known)
-
-
-def _combine(inner: Method, tau: Tensor, params: DareParams, prepared: object) -> Tensor | Combined:
-    return inner.combine(tau, params.inner, prepared)
-
-
-def _cost(inner: Method, shape: tuple[int, int], experts: int, params: DareParams) -> Cost:
-    # Where task vectors are not kept, they are dropped anew for every pass.
-    dropping = read_once(shape, experts, params) * 3 * inner.passes
-    return inner.cost(shape, experts, params.inner) + dropping
-
-
-def _before(inner: Method, name: str, params: type[DareParams]) -> Method:
-    return Method(
+def _dare(inner: Method, name: str, params: type[DareParams]) -> Method:
+    return before(
+        inner,
+        _dropping,
+        lambda shape, experts, given: read_once(shape, experts, given) * 3,
         name=name,
         title=f"DARE + {inner.title}",
         source="Yu et al., ICML 2024 (arXiv 2311.03099), section 3",
         params=params,
-        combine=partial(_combine, inner),
-        transform=partial(_transform, inner),
-        prepare=partial(_prepare, inner),
-        passes=inner.passes,
-        holds=inner.holds,
-        cost=partial(_cost, inner),
     )
 
 
-dare_average = _before(weight_averaging, "dare_average", DareParams)
-dare_task_arithmetic = _before(task_arithmetic, "dare_task_arithmetic", DareTaskArithmeticParams)
-dare_ties = _before(ties, "dare_ties", DareTiesParams)
+dare_average = _dare(weight_averaging, "dare_average", DareParams)
+dare_task_arithmetic = _dare(task_arithmetic, "dare_task_arithmetic", DareTaskArithmeticParams)
+dare_ties = _dare(ties, "dare_ties", DareTiesParams)

@@ -14,7 +14,14 @@ from torch import Tensor
 from apgd.cost import Cost
 from apgd.lanes import lanes
 from apgd.methods._directions import Directions, directions_bytes, directions_cost
-from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
+from apgd.methods._method import (
+    Combined,
+    Method,
+    MethodParams,
+    coefficient_parameter,
+    parameter,
+    read_once,
+)
 from apgd.projective import decompositions_at_once, task_norms
 from apgd.strips import by_strips
 from apgd.subspaces import (
@@ -30,13 +37,7 @@ from apgd.subspaces import (
 class IsoCParams(MethodParams):
     """Parameters of Iso-C."""
 
-    coefficient: float = parameter(
-        1.0,
-        "merging coefficient α of the merged task vector",
-        low=0,
-        search=(0.2, 5.0),
-        log=True,
-    )
+    coefficient: float = coefficient_parameter(1.0, "the merged task vector", (0.2, 5.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from apgd.methods._method import Method, MethodParams, parameter
+from apgd.methods._method import Method, MethodParams, coefficient_parameter
 from apgd.strips import by_strips
 
 
@@ -17,13 +17,7 @@ class AveragingParams(MethodParams):
 class TaskArithmeticParams(MethodParams):
     """Parameters of task arithmetic."""
 
-    coefficient: float = parameter(
-        0.3,
-        "merging coefficient λ of every task vector",
-        low=0,
-        search=(0.05, 2.0),
-        log=True,
-    )
+    coefficient: float = coefficient_parameter(0.3, "every task vector", (0.05, 2.0))
 
 
 def _average(tau: Tensor, _params: AveragingParams, _prepared: None) -> Tensor:

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from apgd.evidence import Evidence
-from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
+from apgd.methods._method import (
+    Combined,
+    Method,
+    MethodParams,
+    coefficient_parameter,
+    parameter,
+    read_once,
+)
 from apgd.order_statistics import Rows, order_statistics
 from apgd.strips import by_strips
 from apgd.task_vectors import TaskVectors
@@ -35,9 +42,7 @@ _LEAST_WEIGHT = 1e-12
 class PcbParams(MethodParams):
     """Parameters of PCB-Merging."""
 
-    coefficient: float = parameter(
-        1.2, "merging coefficient λ of the merged task vector", low=0, search=(0.2, 5.0), log=True
-    )
+    coefficient: float = coefficient_parameter(1.2, "the merged task vector", (0.2, 5.0))
     keep_ratio: float = parameter(
         0.05,
         "share r of each task vector's entries that is kept, highest scores first",

@@ -11,8 +11,8 @@ from apgd.methods._method import (
     Method,
     MethodParams,
     choice_parameter,
+    coefficient_parameter,
     keep_ratio_parameter,
-    parameter,
     read_once,
 )
 from apgd.methods._ties import Election, agreeing, election, trimmed
@@ -35,9 +35,7 @@ def aggregate_parameter() -> Any:
 class TiesParams(MethodParams):
     """Parameters of Ties-Merging."""
 
-    coefficient: float = parameter(
-        0.3, "merging coefficient λ of the merged task vector", low=0, search=(0.05, 5.0), log=True
-    )
+    coefficient: float = coefficient_parameter(0.3, "the merged task vector", (0.05, 5.0))
     keep_ratio: float = keep_ratio_parameter(0.2)
     aggregate: str = aggregate_parameter()
 

@@ -10,7 +10,14 @@ from torch import Tensor
 from apgd.cost import Cost
 from apgd.lanes import lanes
 from apgd.methods._directions import Directions, directions_bytes, directions_cost
-from apgd.methods._method import Combined, Method, MethodParams, parameter, read_once
+from apgd.methods._method import (
+    Combined,
+    Method,
+    MethodParams,
+    coefficient_parameter,
+    parameter,
+    read_once,
+)
 from apgd.projective import decompositions_at_once
 from apgd.subspaces import leading_singular_triplets, triplets_cost
 
@@ -21,13 +28,7 @@ _EXCESS = 1e-9
 class TsvMParams(MethodParams):
     """Parameters of TSV-M; r = min(m, n) of a matrix, N the number of experts."""
 
-    coefficient: float = parameter(
-        1.0,
-        "merging coefficient α of the merged task vector",
-        low=0,
-        search=(0.2, 5.0),
-        log=True,
-    )
+    coefficient: float = coefficient_parameter(1.0, "the merged task vector", (0.2, 5.0))
     keep_ratio: float | None = parameter(
         None,
         "share of each task vector's singular directions that is kept, largest first; 1/N if not "

@@ -22,6 +22,7 @@ from apgd.methods._method import (
     Method,
     MethodParams,
     choice_parameter,
+    coefficient_parameter,
     parameter,
     read_once,
 )
@@ -36,13 +37,7 @@ _ROWS = 128
 class WudiParams(MethodParams):
     """Parameters of WUDI-Merging."""
 
-    coefficient: float = parameter(
-        1.0,
-        "merging coefficient of the merged task vector",
-        low=0,
-        search=(0.2, 5.0),
-        log=True,
-    )
+    coefficient: float = coefficient_parameter(1.0, "the merged task vector", (0.2, 5.0))
     iterations: int = parameter(
         300, "Adam steps on the merged task vector", low=1, search=(10, 400), log=True
     )
