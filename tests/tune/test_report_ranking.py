@@ -133,6 +133,7 @@ def test_the_section_says_what_was_done_and_how_far_it_goes(wide: tuple[Path, Re
         "Two ideas of a difference",
     ):
         assert text in report.markdown
+    assert "no corrected p can be below" not in report.markdown  # 24 cells are enough
     table = report.tables["ranking"]
     assert len(table.rows) == len(TITLES)
     assert table.header[:2] == ("Method", "Rank")
@@ -159,6 +160,7 @@ def test_geometry_is_shown_from_its_files(wide: tuple[Path, Report]) -> None:
     scores = [float(row.cells[1].text) for row in merges.rows]
     assert scores == sorted(scores, reverse=True)
     assert "rank correlation (Spearman)" in report.markdown
+    assert "over 3 matrices." in report.markdown
 
 
 def test_figures_of_another_version_are_refused(wide: tuple[Path, Report]) -> None:
@@ -187,6 +189,19 @@ def test_names_of_matrices_are_short_and_in_a_readers_order() -> None:
     assert sorted(names, key=reading_order) == names[::-1]
     assert short_names(names) == ["10.mlp", "2.attn"]
     assert short_names(["a.b"]) == ["b"]
+
+
+def test_few_cells_cannot_tell_many_pairs_apart(tmp_path: Path) -> None:
+    scores = {name: [60.0 - 10 * k] * 5 for k, name in enumerate("abc")}
+    ranking = rank_methods(run_of(tmp_path, scores))
+    assert ranking is not None
+    assert ranking.least_p == pytest.approx(3 * 2 / 2**5)
+    assert min(ranking.p_values.values()) == pytest.approx(ranking.least_p)
+    report = build_report(tmp_path, titles={}, axes={}, samples={})
+    assert "With 5 cells and so many pairs no corrected p can be below 0.19" in report.markdown
+    more = rank_methods(run_of(tmp_path / "more", {n: [*s, *s] for n, s in scores.items()}))
+    assert more is not None
+    assert more.least_p < 0.05
 
 
 def test_letters_go_on_after_z() -> None:

@@ -152,8 +152,8 @@ def _of_family(run: Run, orders: Orders) -> list[Text | Table]:
             ),
             notes=(
                 "Percentage points of mean score, the better one here minus the worse one "
-                "[95 % interval]. Every interval stands for itself: among twenty pairs that do "
-                "not differ one is expected here.",
+                "[95 % interval]. Every interval stands for itself: among forty pairs that do not "
+                "differ, one is expected here.",
                 *sources(list(orders.rows.values())),
             ),
         ),

@@ -95,9 +95,9 @@ def listed(items: Sequence[Any]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 seed`, `3 seeds`; `plural` is for nouns that do not just get an s."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def _fixed(value: float, digits: int = 1) -> str:

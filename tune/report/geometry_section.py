@@ -28,7 +28,7 @@ def geometry_section(run: Run, run_dir: Path) -> Section | None:
 
 def _experts_text(geometry: Geometry) -> Text:
     whole = expert_figures(geometry.experts)
-    count = counted(len(geometry.experts), "matrix").replace("matrixs", "matrices")
+    count = counted(len(geometry.experts), "matrix", "matrices")
     return Text(
         text=f"What the merges of seed {geometry.seed} are made of, over {count}. τ_i is a task "
         "vector, τ̄ the mean of them, δ what a merge adds to the base, Δ APGD's modification "
@@ -36,7 +36,8 @@ def _experts_text(geometry: Geometry) -> Text:
         f"task vectors have a mean cosine of {_two(whole.cosine)} with each other; their leading "
         f"subspaces have {_percent(whole.overlap)} % in common; and {_percent(whole.shared)} % of "
         f"their energy lies in U, against {_percent(whole.shared_by_chance)} % for a random "
-        "subspace of that size. APGD's gradient keeps out of U, so it can change nothing there."
+        "subspace of that size. APGD's gradient keeps out of U. So does the exact Δ; Adam's, whose "
+        "steps differ in length from entry to entry, only in part."
     )
 
 

@@ -1,5 +1,6 @@
 """Merge methods ranked against each other, over tasks and seeds."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,11 @@ class Ranking:
     def distance_of_tasks(self) -> float:
         """Critical distance where every task counts as one sample."""
         return ranking.critical_distance(len(self.rows), len(self.tasks))
+
+    @property
+    def least_p(self) -> float:
+        """The smallest of `p_values` that so many cells and pairs allow, at most 1."""
+        return min(1.0, math.comb(len(self.rows), 2) * 2.0 ** (1 - len(self.cells)))
 
     @cached_property
     def groups(self) -> tuple[tuple[RowKey, ...], ...]:

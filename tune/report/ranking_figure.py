@@ -1,4 +1,4 @@
-"""The ranks of many methods, and which of them do not differ: a critical-difference diagram.
+"""Ranks of many methods, and which cannot be told apart: a critical-difference diagram.
 
 A row per method instead of labels around an axis: it stays readable for twenty-five methods and on
 a phone.
@@ -39,9 +39,9 @@ def ranking_figure(run: Run, ranking: Ranking) -> Plot:
         caption=(
             "Average rank of every method, 1 the best. Blue: with APGD's modification vector; "
             "hollow: needs training data or test inputs. Small ticks: the tasks, each averaged "
-            "over seeds. Methods differ whose average ranks are further apart than the critical "
-            "distance, the line on top; on a wide page bars join those that do not, under the "
-            "letters that the table has."
+            "over seeds. Methods can be told apart whose average ranks are further apart than the "
+            "critical distance, the line on top; on a wide page bars join those that cannot, under "
+            "the letters that the table has."
         ),
         alt="Average ranks of the methods and their groups; the table below has the values.",
         drawings=(

@@ -1,6 +1,7 @@
-"""The section that ranks the methods, and says which of them do not differ."""
+"""The section that ranks the methods, and says which of them cannot be told apart."""
 
 from apgd.evidence import Need
+from apgd.statistics import LEVEL
 from tune.report.contradictions import contradiction_blocks, published_averages
 from tune.report.document import Block, Section, Table, TableRow, Text, Warnings, numbers, words
 from tune.report.formatting import ABSENT, counted, listed, percent, plain, points
@@ -51,8 +52,18 @@ def _caution(ranking: Ranking) -> Text:
         "suite share the model and those who chose them, so the cells are not independent samples "
         f"of tasks in general. The critical distance of {plain(ranking.distance)} ranks counts "
         f"every cell as one; if only whole tasks count, it is {plain(ranking.distance_of_tasks)}, "
-        "and fewer methods differ. The more methods are ranked together, the wider it gets, and "
-        "the rank of a method depends on which others are there."
+        "and fewer methods can be told apart. The more methods are ranked together, the wider it "
+        "gets, and the rank of a method depends on which others are there." + _floor(ranking)
+    )
+
+
+def _floor(ranking: Ranking) -> str:
+    """What to say where no pair can be told apart by its p, whatever its scores."""
+    if ranking.least_p <= 1 - LEVEL:
+        return ""
+    return (
+        f" With {counted(len(ranking.cells), 'cell')} and so many pairs no corrected p can be "
+        f"below {ranking.least_p:.2f}, so here a large p says nothing."
     )
 
 
@@ -60,13 +71,14 @@ def _two_ideas(run: Run, ranking: Ranking) -> Text:
     best = ranking.best_free
     against = f" ({run.method_title(best.method)})" if best else ""
     return Text(
-        text="Two ideas of a difference stand side by side in the table. The groups ask whether a "
-        "method is better on more tasks, by whatever margin: methods that share a letter have "
-        "average ranks within the critical distance (Nemenyi), and p is that of Wilcoxon's "
-        "signed-rank test, corrected for all pairs (Holm). The paired difference from the best "
-        f"data-free method{against} asks how much mean {run.manifest.measure} lies between the "
-        "two on these tasks, with an interval over test examples and seeds, and no correction. "
-        "They may disagree: a large gain on one task moves the mean and hardly the ranks."
+        text="Two ideas of a difference stand side by side in the table. Groups and p ask whether "
+        "a method is better on most tasks. Methods that share a letter have average ranks within "
+        "the critical distance (Nemenyi), which sees no margins; p is that of Wilcoxon's "
+        "signed-rank test, corrected for all pairs (Holm), which sees their order. The paired "
+        f"difference from the best data-free method{against} asks how much mean "
+        f"{run.manifest.measure} lies between the two on these tasks, with an interval over test "
+        "examples and seeds, and no correction, not even for that method being chosen by these "
+        "results. They may disagree: a large gain on one task moves the mean and hardly the ranks."
     )
 
 
