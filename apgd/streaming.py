@@ -210,7 +210,7 @@ def job_of(
         "evidence": describe(evidence),
         "merged": list(vectors.names),
         "shards": [asdict(shard) for shard in shards],
-        "code": source_hash("apgd"),
+        "code": source_hash("apgd", "apgd.methods"),  # also methods from elsewhere
         "versions": library_versions("numba", "numpy", "scipy", "torch"),
         "device": vectors.device.type,
     }

@@ -392,6 +392,26 @@ class TestAnotherMergeInTheFolder:
         with pytest.raises(InputError, match=r"another merge, with other code"):
             merge_files("ties", *files, begun, shard_bytes=SMALL)
 
+    def test_code_of_methods_from_elsewhere_counts(self, tmp_path: Path) -> None:
+        """As of a file in a folder that APGD_METHODS names."""
+        text = (
+            "from apgd.methods import methods\nfrom apgd.streaming import job_of\n"
+            "from apgd.task_vectors import TaskVectors\nimport torch\n"
+            "vectors = TaskVectors({'w': torch.ones(2, 2)}, {'a': {'w': torch.ones(2, 2)}})\n"
+            "method = methods['ties']\n"
+            "print(job_of(method, method.parse({}), vectors, [])['code'])"
+        )
+        found = set()
+        for content in ("x = 1", "x = 2"):
+            (tmp_path / "own.py").write_text(content)
+            found.add(
+                subprocess.run(
+                    [sys.executable, "-c", text], env={**os.environ, "APGD_METHODS": str(tmp_path)},
+                    capture_output=True, text=True, check=True,
+                ).stdout
+            )  # fmt: skip
+        assert len(found) == 2
+
     def test_overwrite_replaces_it(self, files: Files, begun: Path, tmp_path: Path) -> None:
         (begun / "notes.txt").write_text("mine")
         merge_files("doge_ta", *files, begun, shard_bytes=600, overwrite=True, iterations=2)

@@ -35,7 +35,11 @@ class LayerWorker:
 
     def introduce(self) -> tuple[str, str, int]:
         """Its machine, the hash of the source of apgd and tune that it runs, and free memory."""
-        return platform.node(), source_hash("apgd", "tune"), free_memory(self._device)
+        return (
+            platform.node(),
+            source_hash("apgd", "apgd.methods", "tune"),
+            free_memory(self._device),
+        )
 
     def call(
         self,
@@ -72,7 +76,7 @@ class RayExecutor:
         options: dict[str, Any] = {"max_restarts": _RESTARTS, **cluster.worker_resources}
         remote: Any = ray.remote(**options)(LayerWorker)
         self._workers = [remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)]
-        expected = source_hash("apgd", "tune")
+        expected = source_hash("apgd", "apgd.methods", "tune")
         asked: list[Any] = [worker.introduce.remote() for worker in self._workers]
         self._met: list[tuple[str, str, int]] = all_answers(asked)
         self._sent: tuple[TaskVectors, ray.ObjectRef[TaskVectors]] | None = None

@@ -86,7 +86,7 @@ class Worker:
             machine=platform.node(),
             device=torch.cuda.get_device_name() if free is not None else "CPU",
             free_bytes=free,
-            code=source_hash("apgd", "tune"),
+            code=source_hash("apgd", "apgd.methods", "tune"),
             run_id=run_id(run_dir) if run_dir.exists() else None,
         )
 
@@ -202,7 +202,7 @@ class WorkerPool:
         """
         asked: list[Any] = [worker.introduce.remote(run_dir.resolve()) for worker in self.handles]
         met: list[Introduction] = all_answers(asked)
-        expected, code = run_id(run_dir), source_hash("apgd", "tune")
+        expected, code = run_id(run_dir), source_hash("apgd", "apgd.methods", "tune")
         for worker in met:
             if worker.run_id != expected:
                 raise InputError(
