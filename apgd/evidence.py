@@ -6,7 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from apgd.checkpoints import WeightSource
+from apgd.checkpoints import WeightSource, open_weights
 
 if TYPE_CHECKING:
     from apgd.unlabelled import UnlabelledInputs
@@ -53,8 +53,6 @@ NO_EVIDENCE = Evidence()
 
 def describe(evidence: Evidence) -> dict[str, Any]:
     """What determines a merge's result, of its evidence, as JSON values."""
-    from apgd.checkpoints import open_weights
-
     told: dict[str, Any] = {
         f"statistics of {name}": open_weights(source, f"the statistics of {name}").identity()
         for name, source in evidence.statistics.items()

@@ -45,6 +45,9 @@ SUMMARY = "merge_summary.json"
 _JOB = "merge.json"
 _COPIED = (".json", ".txt", ".model", ".jinja")
 _LOCK = ".lock"
+_LIBRARIES = ("numba", "numpy", "scipy", "torch")
+_MODELS = ("open_clip_torch", "transformers", "tokenizers", "pillow")
+"""They make predictions of unlabelled inputs."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def merge_files(
     """Merge experts on disk into a folder of shards, in bounded memory.
 
     Peak memory is at most that of the largest matrix times N + 6, in float32, plus 1.5 GB, whatever
-    the model's size. Called again after an interruption, it goes on with the shards that
-    are missing; the result is the same, bit for bit.
+    the model's size; a method that needs more for a matrix says how much (`Method.holds`), and
+    test-time methods hold all task vectors where there is room. Called again after an interruption,
+    it goes on with the shards that are missing; the result is the same, bit for bit.
 
     Args:
         method: name of a merge method.
@@ -151,11 +155,12 @@ def _write(
     report(written, sum(sizes.values()))
     if not missing and (out / INDEX).exists() and (out / SUMMARY).exists():
         return MergeSummary.from_dict(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
+    if missing:  # what is there already stays until nothing is wrong with the evidence
+        vectors = method.transform(vectors, params)
+        prepared = method.prepare(vectors, params, evidence)
     write_json(out / _JOB, job)
     _clean(out, keep=set(done))
     if missing:
-        vectors = method.transform(vectors, params)
-        prepared = method.prepare(vectors, params, evidence)
         write = partial(_write_shard, method, params, prepared, job["key"], out)
         missing.sort(key=lambda shard: -sum(sizes[n] for n in shard.names if n in vectors.names))
         for shard, layers in _write_all(method, write, vectors, missing):
@@ -211,7 +216,7 @@ def job_of(
         "merged": list(vectors.names),
         "shards": [asdict(shard) for shard in shards],
         "code": source_hash("apgd", "apgd.methods"),  # also methods from elsewhere
-        "versions": library_versions("numba", "numpy", "scipy", "torch"),
+        "versions": library_versions(*_LIBRARIES, *(_MODELS if evidence.inputs else ())),
         "device": vectors.device.type,
     }
     job = json.loads(json.dumps(job))  # tuples become lists, as they are when read again

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apgd import InputError, TaskVectors, merge
+from apgd import InputError, TaskVectors, merge, merge_files
 from apgd.evidence import Evidence
 from apgd.methods import methods
 from tests.conftest import SHAPES, State
@@ -183,3 +183,20 @@ def test_statistics_are_checked_before_work_begins(model: Make) -> None:
     method = methods["fisher"]
     with pytest.raises(InputError, match="must be finite, but wide"):
         method.prepare(TaskVectors(base, experts), method.parse({}), Evidence(statistics=given))
+
+
+def test_an_existing_merge_stays_where_statistics_turn_out_wrong(
+    model: Make, tmp_path: Path
+) -> None:
+    base, experts = model(2)
+    (tmp_path / "given").mkdir()
+    paths = in_files(tmp_path, {"base": base, **experts})
+    foundation, out = paths.pop("base"), tmp_path / "out"
+    merge_files("ties", foundation, paths, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    given = information(experts)
+    del given["expert1"]["tall"]
+    evidence = Evidence(statistics=in_files(tmp_path / "given", given))
+    with pytest.raises(InputError, match="must cover every merged matrix"):
+        merge_files("fisher", foundation, paths, out, overwrite=True, evidence=evidence)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
