@@ -97,7 +97,7 @@ def _combine(tau: Tensor, params: WudiParams, _prepared: None) -> Combined:
 def _blocks(matrices: Tensor) -> list[slice]:  # of (…, rows, columns)
     """Ranges of rows that are worked on side by side; on a GPU, all of them at once."""
     count = matrices.shape[-2]
-    size = _ROWS if matrices.device.type == "cpu" else count
+    size = _ROWS if matrices.device.type == "cpu" else max(1, count)
     return [slice(low, min(low + size, count)) for low in range(0, count, size)]
 
 

@@ -155,3 +155,9 @@ def test_few_wide_task_vectors_are_worked_on_as_they_are(monkeypatch: pytest.Mon
     ours = merged("wudi", tau)
     monkeypatch.setattr(wudi, "_is_wide", lambda _shape, _tasks: False)
     assert close(merged("wudi", tau), ours)
+
+
+def test_on_a_gpu_no_rows_are_no_blocks() -> None:
+    """A is left out where task vectors are wide; the device stands for any that is no CPU."""
+    assert wudi._blocks(torch.empty(0, 5, device="meta")) == []
+    assert wudi._blocks(torch.empty(300, 5, device="meta")) == [slice(0, 300)]
