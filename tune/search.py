@@ -36,11 +36,12 @@ _TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 
 def _suggestions(study: Study) -> Callable[[optuna.Trial], None]:
     """Optuna's define-by-run function for a study's parameters."""
+    limits = {Limit.RANK: study.rank, Limit.EXPERTS: study.experts}
 
     def define(trial: optuna.Trial) -> None:
         for declared in searched(methods[study.method]):
             low, limit = declared.search or (0, 0)
-            high = study.rank if isinstance(limit, Limit) else limit
+            high = limits[limit] if isinstance(limit, Limit) else limit
             if declared.kind is int:
                 trial.suggest_int(declared.name, int(low), int(high), log=declared.log)
             else:

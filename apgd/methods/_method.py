@@ -68,7 +68,7 @@ class Parameter:
         if self.search is None:
             return "–"
         low, high = self.search
-        ends = f"{low:g} to {'r' if isinstance(high, Limit) else f'{high:g}'}"
+        ends = f"{low:g} to {high.value if isinstance(high, Limit) else f'{high:g}'}"
         return f"{ends}, log" if self.log else ends
 
     def check(self, value: object) -> None:

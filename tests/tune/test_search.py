@@ -1,17 +1,28 @@
 """The order of trials: published settings first, and nothing that depends on timing."""
 
+import dataclasses
 import random
+from dataclasses import dataclass
 from typing import Any
 
+import optuna
+import pytest
 from ray.tune.search import Searcher
 
-from apgd.methods import methods
+from apgd.methods import Limit, MethodParams, methods, parameter
+from tune import search, studies
 from tune.evaluators import Purpose
 from tune.records import Kind, Record, Variant
-from tune.search import BATCH, StudyRouter
+from tune.search import BATCH, StudyRouter, _suggestions
 from tune.studies import Study, best_trial, searched, trial_job
 from tune.trial import METRIC
 from tune.workers import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesParams(MethodParams):
+    votes: int = parameter(1, "of experts", low=1, high=Limit.EXPERTS, search=(1, Limit.EXPERTS))
+
 
 STUDIES = [
     Study("doge_ta", 0, 10, 128, 8),
@@ -66,6 +77,20 @@ def test_published_settings_come_first() -> None:
     }
     assert first[1] == {"coefficient": 0.3, "keep_ratio": 0.2}
     assert first[2] == {"coefficient": 0.3}
+
+
+def test_what_the_number_of_experts_bounds_is_searched_up_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    votes = dataclasses.replace(methods["ties"], name="votes", params=VotesParams)
+    assert votes.params.declared()[0].search_text == "1 to N"
+    for module in (search, studies):
+        monkeypatch.setattr(module, "methods", {"votes": votes})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(40):
+        trial = study.ask()
+        _suggestions(Study("votes", 0, 40, 128, 3))(trial)
+    assert {trial.params["votes"] for trial in study.trials} == {1, 2, 3}
 
 
 def test_trials_stay_in_range_and_differ() -> None:
