@@ -37,7 +37,7 @@ class Transformed(TaskVectors):
         self._kept = {}
         self._original = vectors
         self._change = change
-        self._holds = holds or _twice
+        self._holds = holds or changing_bytes
 
     def __getitem__(self, name: str) -> Tensor:
         """The changed τ of one merged parameter, (N, m, n) float32."""
@@ -51,5 +51,6 @@ class Transformed(TaskVectors):
         return max(self._original.working_bytes(name), self._holds((rows, columns), len(self)))
 
 
-def _twice(shape: tuple[int, int], experts: int) -> int:
+def changing_bytes(shape: tuple[int, int], experts: int) -> int:
+    """Memory in bytes that most changes need: for τ, what becomes of it, and six matrices."""
     return _FLOAT32 * math.prod(shape) * (2 * experts + 6)

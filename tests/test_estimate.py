@@ -107,6 +107,16 @@ class TestNeeds:
         counted = needs(methods["ties"], elsewhere, shard_bytes=0)
         assert counted.working_bytes == 4 * WIDE * 9
 
+    @pytest.mark.parametrize(
+        "name", ["dare_ties", "ties+apgd", "doge_am", "adamerging_plusplus_layer_wise"]
+    )
+    def test_what_is_done_to_task_vectors_first_counts(self, name: str, model: Make) -> None:
+        vectors = TaskVectors(*model(3))
+        method = methods[name]
+        planned = needs(method, vectors, shard_bytes=0).largest_bytes
+        changed = method.transform(vectors, method.parse({}))
+        assert planned >= changed.working_bytes("wide") >= 4 * WIDE * (2 * 3 + 6)
+
     def test_they_read_as_a_sentence(self) -> None:
         text = str(
             Needs(

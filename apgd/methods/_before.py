@@ -10,7 +10,7 @@ from apgd.cost import Cost
 from apgd.evidence import Evidence
 from apgd.methods._method import Combined, Method, MethodParams
 from apgd.task_vectors import TaskVectors
-from apgd.transformed import Change, Transformed
+from apgd.transformed import Change, Transformed, changing_bytes
 
 
 class TwoStepParams(Protocol):
@@ -54,7 +54,7 @@ def before(
         transform=partial(_transform, inner, change),
         prepare=partial(_prepare, inner),
         passes=inner.passes,
-        holds=inner.holds,
+        holds=partial(_holds, inner),
         cost=partial(_cost, inner, change_cost),
         quick=inner.quick,
         with_apgd=with_apgd,
@@ -76,6 +76,10 @@ def _prepare(inner: Method, vectors: TaskVectors, params: TwoStepParams, known: 
 
 def _combine(inner: Method, tau: Tensor, params: TwoStepParams, prepared: Any) -> Tensor | Combined:
     return inner.combine(tau, params.inner, prepared)
+
+
+def _holds(inner: Method, shape: tuple[int, int], experts: int) -> int:
+    return max(inner.holds(shape, experts), changing_bytes(shape, experts))
 
 
 def _cost(

@@ -20,11 +20,12 @@ from apgd.methods._method import (
     keep_ratio_parameter,
     parameter,
     read_once,
+    six_copies,
 )
 from apgd.methods._ties import Election, agreeing, election, trimmed
 from apgd.strips import strips
 from apgd.task_vectors import TaskVectors
-from apgd.transformed import Transformed
+from apgd.transformed import Transformed, changing_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,7 @@ def _of(*, plus_plus: bool, task_wise: bool) -> Method:
         cost=lambda shape, experts, params: (
             read_once(shape, experts, params) * ((1 + task_wise) * params.iterations + 2)
         ),
+        holds=changing_bytes if plus_plus else six_copies,
         quick={"iterations": 3},
     )
 

@@ -92,6 +92,7 @@ doge_am = Method(
     transform=_transform,
     prepare=_prepare,
     passes=3,  # two for the thresholds; then they are kept
+    holds=_holds,
     cost=_cost,
     quick={"adaptation_iterations": 3},
     with_apgd=False,  # it is APGD
