@@ -9,7 +9,8 @@ hold the merged weights, the backward passes of all tasks add up the gradient of
 and of nothing else, and then one pass over the task vectors, matrix by matrix, takes the inner
 products and writes θ_l with the new coefficients. So a device holds the model, one gradient of the
 merged matrices, what the backward pass of one batch needs, and the task vectors of one matrix; all
-others may be in the host's memory, or in files.
+others may be in the host's memory, or in files. θ_0's merged matrices are kept once more, on the
+device on which the task vectors are handed out.
 """
 
 import math
@@ -91,12 +92,14 @@ def adapted_coefficients(
 def held(vectors: TaskVectors) -> TaskVectors:
     """The same task vectors, kept where there is room: on their device, or else on the CPU.
 
-    Room means half of the memory that is free. Where neither has it, they are read (and changed,
-    where they are `Transformed`) anew each time, which takes long and changes no result.
+    Room means half of the memory that is free, or that they are held there already. Where neither
+    has it, they are read (and changed, where they are `Transformed`) anew each time, which takes
+    long and changes no result.
     """
     entries = sum(math.prod(vectors.shape(name)) for name in vectors.names)
     for device in (vectors.device, torch.device("cpu")):
-        if _FLOAT32 * entries * len(vectors) <= free_memory(device) // 2:
+        room = free_memory(device) // 2
+        if vectors.is_kept_on(device) or _FLOAT32 * entries * len(vectors) <= room:
             return vectors.keeping(device)
     return vectors
 

@@ -204,8 +204,17 @@ class TaskVectors:
             self._kept[name] = tau.to(self._keep_on)
         return tau
 
+    def is_kept_on(self, device: torch.device) -> bool:
+        """Whether what is read stays in the memory of a device."""
+        return self._keep_on == device
+
     def keeping(self, on: str | torch.device) -> "Self":
-        """The same task vectors, held in the memory of a device once they were read there."""
+        """The same task vectors, held in the memory of a device once they were read there.
+
+        These themselves, where they are held there anyway.
+        """
+        if self.is_kept_on(torch.device(on)):
+            return self
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__, _keep_on=torch.device(on), _kept={})
         return part

@@ -142,6 +142,10 @@ def test_held_vectors_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(vectors[MATRICES[0]], kept[MATRICES[0]])
     monkeypatch.setattr("apgd.adaptation.free_memory", lambda _device: 1000)
     assert held(vectors) is vectors
+    already = TaskVectors(base, states, keep=True)
+    for room in (1000, 10**9):  # no second copy of what is held anyway
+        monkeypatch.setattr("apgd.adaptation.free_memory", lambda _device, room=room: room)
+        assert held(already)[MATRICES[0]] is already[MATRICES[0]]
 
 
 @pytest.mark.parametrize("task_wise", [False, True])
