@@ -142,8 +142,18 @@ def test_the_section_says_what_was_done_and_how_far_it_goes(wide: tuple[Path, Re
     assert np.mean(averages) == pytest.approx((len(TITLES) + 1) / 2, abs=0.05)
     needs = {row.cells[0].text: row.cells[6].text for row in table.rows}
     assert needs["Fisher merging"] == "training data"
-    assert needs["DOGE AM"] == "unlabelled inputs"
+    assert needs["DOGE AM"] == "test inputs, unlabelled"
     assert needs["Iso-C"] == "nothing"
+
+
+def test_rows_that_have_seen_more_are_named(wide: tuple[Path, Report], tmp_path: Path) -> None:
+    trained, adapted = wide[1].tables["main"].notes[-2:]
+    assert trained == "With statistics of training examples: Fisher merging and RegMean."
+    assert "the very test inputs of these tasks on which they are scored" in adapted
+    assert "AdaMerging++ (layer-wise) and DOGE AM. No other row" in adapted
+    run_of(tmp_path, {"a": [60, 60], "b": [50, 50], "c": [40, 40]})
+    plain = build_report(tmp_path, titles={}, axes={}, samples={})
+    assert not any("test inputs" in note for note in plain.tables["main"].notes)
 
 
 def test_many_methods_fold(wide: tuple[Path, Report]) -> None:

@@ -14,7 +14,7 @@ _NEEDS = {
     Need.NOTHING: "nothing",
     Need.FISHER: "training data",
     Need.GRAM: "training data",
-    Need.INPUTS: "unlabelled inputs",
+    Need.INPUTS: "test inputs, unlabelled",
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from apgd.evidence import Need
 from tune.records import Variant
 from tune.report.display import result_table
 from tune.report.document import Block, Details, Section, Text, Warnings
@@ -45,6 +46,7 @@ def accuracy_section(run: Run, main: Measured) -> Section:
             "that of its own expert, mean over the tasks. Bold: the best merge of the column, "
             "whether or not it can be told from the next.",
             *((note,) if (note := run.manifest.measure_note) else ()),
+            *_more_than_weights(run, main),
         ),
     )
     figure = accuracy_figure(run, main)
@@ -52,6 +54,26 @@ def accuracy_section(run: Run, main: Measured) -> Section:
     if figure:
         blocks.append(figure)
     return Section(name="accuracy", title=f"Test {run.manifest.measure}", blocks=tuple(blocks))
+
+
+def _more_than_weights(run: Run, main: Measured) -> tuple[str, ...]:
+    """Which rows have seen what others have not."""
+    methods = dict.fromkeys(row.key.method for row in main.rows if row.key.is_merge)
+    titles: dict[str, list[str]] = {"trained": [], "adapted": []}
+    for method in methods:
+        need = run.need(method)
+        if need is not Need.NOTHING:
+            kind = "trained" if need.is_statistic else "adapted"
+            titles[kind].append(run.method_title(method))
+    notes = []
+    if titles["trained"]:
+        notes.append(f"With statistics of training examples: {listed(titles['trained'])}.")
+    if titles["adapted"]:
+        notes.append(
+            "Adapted, without labels, to the very test inputs of these tasks on which they are "
+            f"scored here, as published: {listed(titles['adapted'])}. No other row has seen them."
+        )
+    return tuple(notes)
 
 
 def _uncertainty(run: Run) -> Text:
