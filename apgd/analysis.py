@@ -18,6 +18,7 @@ from apgd.methods._apgd import ApgdParams, default_basis_size, modification, mod
 from apgd.methods._plug import PluggedParams
 from apgd.methods.doge_am import DogeAmParams
 from apgd.projective import shared_of, task_bases
+from apgd.strips import sums_by_strips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,10 @@ def expert_layer(
     """Measure the task vectors of one matrix."""
     bases = task_bases(tau, _basis_size(tau))
     subspace = shared_of(bases, _basis_size(tau))
-    flat = tau.reshape(len(tau), -1).double()
     return ExpertLayer(
         name=name,
         shape=(tau.shape[1], tau.shape[2]),
-        products=_rows(flat @ flat.T),
+        products=_rows(sums_by_strips(tau, lambda part, _rows: _flat(part) @ _flat(part).T)),
         shared_size=subspace.shape[1],
         shared=tuple(_inside(subspace, one) for one in tau),
         overlaps=tuple(tuple(_overlap(one, other) for other in bases) for one in bases),
@@ -87,11 +87,14 @@ def delta_layer(
             the method has one.
     """
     subspace = shared_of(task_bases(tau, _basis_size(tau)), _basis_size(tau))
-    flat = delta.reshape(-1).double()
+
+    def products(part: Tensor, rows: slice) -> Tensor:  # (N,)
+        return _flat(part) @ delta[rows].reshape(-1).double()
+
     return DeltaLayer(
         name=name,
-        square=float(flat @ flat),
-        products=tuple((tau.reshape(len(tau), -1).double() @ flat).tolist()),
+        square=_square(delta),
+        products=tuple(sums_by_strips(tau, products).tolist()),
         shared=_inside(subspace, delta),
         modification=_modification(tau, params),
     )
@@ -164,6 +167,10 @@ def delta_figures(experts: Sequence[ExpertLayer], deltas: Sequence[DeltaLayer]) 
         shared=_ratio(sum(layer.shared for layer in deltas), square),
         modification=_ratio(math.sqrt(sum(squares)), math.sqrt(mean_square)) if squares else None,
     )
+
+
+def _flat(part: Tensor) -> Tensor:  # (N, rows, n) -> (N, rows · n), float64
+    return part.reshape(len(part), -1).double()
 
 
 def _basis_size(tau: Tensor) -> int:
