@@ -38,9 +38,9 @@ def main(
         executor: makes what works on the matrices of a merge, from the options.
     """
     chosen = sys.argv[1:] if arguments is None else list(arguments)
-    options, unknown = _parser(chosen).parse_known_args(chosen)
-    options.executor = executor
     try:
+        options, unknown = _parser(chosen).parse_known_args(chosen)
+        options.executor = executor
         options.check_unknown(unknown, options)
         options.run(options)
     except KeyboardInterrupt:
@@ -51,7 +51,7 @@ def main(
         label = "error" if bad_input else f"error ({type(error).__name__})"
         errors = Console(stderr=True, soft_wrap=True)
         errors.print(f"{label}: {error}", markup=False, highlight=False)
-        if options.debug:
+        if "--debug" in chosen:
             errors.print(traceback.format_exc(), markup=False, highlight=False)
         return _INPUT_ERROR if bad_input else 1
     return 0

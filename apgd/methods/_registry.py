@@ -1,9 +1,11 @@
 """The known methods."""
 
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from apgd.errors import InputError
 from apgd.methods._method import Method
 from apgd.methods._plug import SUFFIX, plugged
 from apgd.registry import Registry
@@ -14,6 +16,21 @@ PATH_VARIABLE = "APGD_METHODS"
 
 class Methods(Registry[Method]):
     """The known methods; `NAME+apgd` gives one with APGD's modification vector added first."""
+
+    def _found(self) -> dict[str, Method]:
+        own = list(self._package.__path__)[1:]
+        if self._entries is not None or not own:
+            return super()._found()
+        for folder in own:
+            if not Path(folder).is_dir():
+                raise InputError(f"{PATH_VARIABLE} must name folders, but {folder} is none")
+        try:
+            return super()._found()
+        except Exception as error:
+            raise InputError(
+                f"files in the folders of {PATH_VARIABLE} ({', '.join(own)}) must be modules whose "
+                f"methods have names of their own, but: {type(error).__name__}: {error}"
+            ) from error
 
     def __getitem__(self, name: str) -> Method:
         """The method of that name.
