@@ -40,6 +40,12 @@ class Evidence:
     inputs: "UnlabelledInputs | None" = None
     """Unlabelled inputs, and the model and heads that make predictions of them."""
 
+    def unlabelled(self) -> "UnlabelledInputs":
+        """The inputs, of which `Method.check` has made sure that they are there."""
+        if self.inputs is None:
+            raise ValueError("a method whose need is not met must not be prepared")
+        return self.inputs
+
     def meets(self, need: Need) -> bool:
         """Whether what a method needs is there."""
         if need.is_statistic:

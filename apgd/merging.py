@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apgd.checkpoints import WeightSource
 from apgd.estimate import check_memory, needs
-from apgd.evidence import NO_EVIDENCE, Evidence
+from apgd.evidence import NO_EVIDENCE, Evidence, describe
 from apgd.execution import Executor
 from apgd.methods import MergedLayer, Method, MethodParams, Value, methods
 from apgd.summary import LayerSummary, MergeSummary
@@ -90,7 +90,7 @@ def merge_vectors(
             progress(sum(math.prod(vectors.shape(done)) for done in layers), total)
     merged = Merged(vectors.apply({name: layer.delta for name, layer in layers.items()}))
     merged.summary = summarise(
-        method, params, vectors, (layer.summary for layer in layers.values()), started
+        method, params, vectors, (layer.summary for layer in layers.values()), started, evidence
     )
     return merged
 
@@ -101,6 +101,7 @@ def summarise(
     vectors: TaskVectors,
     layers: Iterable[LayerSummary],
     started: float,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> MergeSummary:
     """The summary of a merge that began at `started` on the performance counter."""
     return MergeSummary(
@@ -111,4 +112,5 @@ def summarise(
         not_merged=vectors.not_merged,
         tied=vectors.tied,
         seconds=time.perf_counter() - started,
+        evidence=describe(evidence),
     )

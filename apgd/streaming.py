@@ -169,7 +169,12 @@ def _write(
             report(written, sum(sizes.values()))
     _copy_companions(vectors, out)
     summary = summarise(
-        method, params, vectors, (layer for found in done.values() for layer in found), started
+        method,
+        params,
+        vectors,
+        (layer for found in done.values() for layer in found),
+        started,
+        evidence,
     )
     write_json(out / SUMMARY, summary.as_dict())
     total = sum(_bytes(vectors, name) for name in vectors.base.names())

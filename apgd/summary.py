@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 Detail: TypeAlias = float | int | list[float]
@@ -16,7 +16,7 @@ class LayerSummary:
     name: str
     shape: tuple[int, int]
     task_norms: tuple[float, ...]
-    """‖τ_i‖_F of every expert."""
+    """‖τ_i‖_F of every expert, as the method works on it: after what is done to it first."""
     delta_norm: float
     """‖θ − θ_0‖_F."""
     seconds: float
@@ -43,6 +43,9 @@ class MergeSummary:
     """Parameters that are another one under a second name, and that one."""
     seconds: float
     """From reading the first value to having the last result."""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """What the method was given besides weights: hashes of files, or of inputs and what they are
+    of."""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""

@@ -32,11 +32,13 @@ from apgd.training import Report
 _CODE = (
     "apgd.training_statistics",
     "apgd.layer_inputs",
+    "apgd.data",
     "apgd.heads",
     "apgd.lora",
     "apgd.models",
+    "apgd.numerics",
 )
-_LIBRARIES = ("torch", "open_clip_torch", "transformers", "numpy")
+_LIBRARIES = ("torch", "open_clip_torch", "transformers", "tokenizers", "numpy", "pillow")
 _GRADIENT_BYTES = 2**28  # of gradients at once
 _MOST = 2**31
 

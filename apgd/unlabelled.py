@@ -30,6 +30,9 @@ class UnlabelledInputs:
     """By expert, on the model's device."""
     inputs: Mapping[str, Unlabelled]
     """By expert."""
+    label: str = ""
+    """What they are of, for example suite and split: it goes into summaries, and tells heads of
+    other suites apart."""
     report: Callable[[int, int], None] | None = None
     """Called after every step of an adaptation with the steps done and their total."""
 
@@ -50,7 +53,7 @@ class UnlabelledInputs:
 
     def identity(self) -> dict[str, Any]:
         """What tells these inputs from others."""
-        return {name: inputs.sha256 for name, inputs in self.inputs.items()}
+        return {"of": self.label} | {name: x.sha256 for name, x in self.inputs.items()}
 
     def batch(self, name: str, step: int, batch_size: int, seed: int) -> np.ndarray:
         """Which inputs of an expert's task a step sees, int64 (batch_size,) or all if fewer.

@@ -314,7 +314,8 @@ class Evaluator:
         device = torch.device(self._device)
         # A GPU is this worker's alone; a machine's memory is shared with other workers.
         share = 0.5 if device.type == "cuda" else 0.25
-        return experts * merged <= share * free_memory(device)
+        # Some methods change the task vectors first, and keep those beside them.
+        return 2 * experts * merged <= share * free_memory(device)
 
     def _merge(
         self, job: ScoreJob, paths: Mapping[str, Path], reader: SplitReader
@@ -345,5 +346,6 @@ class Evaluator:
                 model=self._model,
                 heads={task: self._heads[task] for task in tasks},
                 inputs={task: reader.inputs(task, job.purpose.reads) for task in tasks},
+                label=f"{self.workload.suite}, {job.purpose.reads}",
             )
         )

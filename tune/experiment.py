@@ -270,12 +270,13 @@ def scoring_bytes(suite: Suite) -> int:
     """GPU memory in bytes that scoring takes: calculated, from above.
 
     It holds the base, a merged model and its differences from the base, and merges one matrix at a
-    time; 2 GiB go to activations and to CUDA itself.
+    time; test-time methods also have gradients of the merged matrices. 2 GiB go to activations and
+    to CUDA itself.
     """
     base = suite.base_path()
     vectors = TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
     largest = max(4 * math.prod(vectors.shape(name)) for name in vectors.names)
-    return 3 * model_bytes(suite) + largest * (len(suite.tasks) + 6) + 2 * 2**30
+    return 4 * model_bytes(suite) + largest * (len(suite.tasks) + 6) + 2 * 2**30
 
 
 @contextmanager

@@ -134,6 +134,7 @@ def describe_suite(suite: Suite, *, corrupted: bool = True) -> dict[str, Any]:
         "tasks": _describe_tasks(suite.tasks),
         "unseen": _describe_tasks(suite.unseen),
         "published_suite": suite.published_suite,
+        "shortened": {name: dict(values) for name, values in suite.shortened.items()},
         "corrupted": list(suite.corrupted) if corrupted else [],
         "corruptions": list(suite.corruptions) if corrupted else [],
     }

@@ -32,7 +32,10 @@ _SAMPLES = 16
 _SCORING_CODE = (
     "apgd.adaptation",
     "apgd.batches",
+    "apgd.checkpoints",
     "apgd.data",
+    "apgd.eigenvectors",
+    "apgd.evidence",
     "apgd.execution",
     "apgd.fused",
     "apgd.heads",

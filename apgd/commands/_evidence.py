@@ -81,7 +81,6 @@ def add_evidence_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--statistics-examples",
         type=int,
-        default=_DEFAULTS.examples,
         metavar="K",
         help="training examples of each task of the suite from which statistics are computed "
         f"(default: {_DEFAULTS.examples})",
@@ -89,7 +88,6 @@ def add_evidence_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--inputs",
         choices=[str(split) for split in Split],
-        default=str(Split.TEST),
         help="for a method that adapts to unlabelled inputs: those of which split of the suite's "
         "tasks (default: test, as published)",
     )
@@ -109,11 +107,16 @@ def evidence_from(
         InputError: for statistics that the method has no use for, that are not an expert's or not
             of the right kind, or where experts are not named after tasks of the suite.
     """
-    if options.statistics and not method.needs.is_statistic:
-        raise InputError(
-            f"--statistics must only be given to a method that needs them, but {method.name} "
-            f"needs {method.needs}"
-        )
+    for option, given, needed in (
+        ("--statistics", options.statistics, method.needs.is_statistic),
+        ("--statistics-examples", options.statistics_examples, method.needs.is_statistic),
+        ("--inputs", options.inputs, method.needs is Need.INPUTS),
+    ):
+        if given and not needed:
+            raise InputError(
+                f"{option} must only be given to a method that needs them, but {method.name} "
+                f"needs {method.needs}"
+            )
     if method.needs.is_statistic:
         return _statistics(options, method.needs, experts)
     if method.needs is Need.INPUTS and options.suite is not None:
@@ -127,11 +130,12 @@ def _inputs(options: argparse.Namespace, experts: Mapping[str, Path]) -> Unlabel
     model = suite.build_model()
     model.load_state_dict(load_weights(suite.base_path(), f"the base of suite {suite.name}"))
     heads = {name: suite.head(model, suite.task(name)).to(options.device) for name in experts}
-    split = Split(options.inputs)
+    split = Split(options.inputs or Split.TEST)
     return UnlabelledInputs(
         model=model.to(options.device),
         heads=heads,
         inputs={name: suite.examples(name, split).unlabelled() for name in experts},
+        label=f"{suite.name}, {split}",
     )
 
 
@@ -153,7 +157,8 @@ def _statistics(
     if options.suite is None:
         return EvidencePlan(Evidence())
     suite = suites[options.suite]
-    settings = StatisticSettings(examples=options.statistics_examples)
+    count = options.statistics_examples
+    settings = _DEFAULTS if count is None else StatisticSettings(examples=count)
     _check_named_after_tasks(suite, experts)
     specs = {
         name: statistic_spec(

@@ -170,7 +170,12 @@ def _merge(options: argparse.Namespace) -> None:
             evidence = planned.reporting_to(progress)
             if in_memory:
                 merged = merge_vectors(method, settings, vectors, progress, evidence)
-                description = {"method": method.name, "params": params, "experts": sorted(experts)}
+                description = {
+                    "method": method.name,
+                    "params": params,
+                    "experts": sorted(experts),
+                    "evidence": merged.summary.evidence,
+                }
                 save_weights(options.out, merged, description, for_transformers=True)
                 summary = merged.summary
             else:

@@ -48,8 +48,12 @@ class PluggedParams(MethodParams):
 
 
 def put_on(values: Mapping[str, Value]) -> dict[str, Value]:
-    """APGD's parameters under the names that they have in a method that it comes before."""
-    return {f"{_PREFIX}{name}": value for name, value in values.items()}
+    """APGD's parameters under the names that they have in a method that it comes before.
+
+    What is not one of APGD's is left out.
+    """
+    known = {field.name for field in dataclasses.fields(ApgdParams)}
+    return {f"{_PREFIX}{name}": value for name, value in values.items() if name in known}
 
 
 def _taken_off(values: Mapping[str, Value]) -> dict[str, Value]:

@@ -79,8 +79,6 @@ def _prepare(
     params: AdaMergingParams,
     evidence: Evidence,
 ) -> dict[str, Tensor]:  # (N,) by matrix
-    if evidence.inputs is None:
-        raise ValueError("Method.check makes sure that there are unlabelled inputs")
     settings = AdaptationSettings(
         coefficient=params.coefficient,
         iterations=params.iterations,
@@ -89,7 +87,7 @@ def _prepare(
         seed=params.seed,
         task_wise=task_wise,
     )
-    return adapted_coefficients(vectors, evidence.inputs, settings)
+    return adapted_coefficients(vectors, evidence.unlabelled(), settings)
 
 
 def combine(tau: Tensor, _params: MethodParams, coefficients: Tensor) -> Combined:

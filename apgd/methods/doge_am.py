@@ -62,8 +62,6 @@ def _holds(shape: tuple[int, int], experts: int) -> int:
 def _prepare(
     vectors: TaskVectors, params: DogeAmParams, evidence: Evidence
 ) -> dict[str, Tensor]:  # (N,) by matrix
-    if evidence.inputs is None:
-        raise ValueError("Method.check makes sure that there are unlabelled inputs")
     settings = AdaptationSettings(
         coefficient=params.coefficient,
         iterations=params.adaptation_iterations,
@@ -72,7 +70,7 @@ def _prepare(
         seed=params.seed,
         task_wise=False,
     )
-    return adapted_coefficients(vectors, evidence.inputs, settings)
+    return adapted_coefficients(vectors, evidence.unlabelled(), settings)
 
 
 def _cost(shape: tuple[int, int], experts: int, params: DogeAmParams) -> Cost:

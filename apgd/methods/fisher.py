@@ -1,4 +1,8 @@
-"""Fisher merging: every entry is averaged with the experts' Fisher information as weights."""
+"""Fisher merging: every entry is averaged with the experts' Fisher information as weights.
+
+The paper leaves open how experts are put on one scale; it is done as in FusionBench, which adds a
+minimum to the information and divides by the information's norm.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,8 +27,9 @@ class FisherParams(MethodParams):
 
     minimal_weight: float = parameter(
         1e-6,
-        "what every entry of the information has added to it, so that experts are averaged where "
-        "none has any; with much larger ones they are averaged everywhere",
+        "ε, what every entry of the information has added to it before it is divided by the norm; "
+        "experts are averaged where none has more, and an expert that has less everywhere (it is "
+        "sure of everything) outweighs the others",
         low=1e-12,
         search=(1e-8, 1.0),
         log=True,

@@ -28,13 +28,4 @@ SHORT_ADAPTATION: Settings = MappingProxyType(
     }
 )
 """For embedded suites: fewer and larger steps than the published 500 of 1e-3, which would take
-minutes for every merge on a laptop."""
-
-
-def together(*settings: Settings) -> Settings:
-    """All of them; of one parameter's values the last counts."""
-    found: dict[str, dict[str, Value]] = {}
-    for part in settings:
-        for method, values in part.items():
-            found.setdefault(method, {}).update(values)
-    return MappingProxyType(found)
+minutes for every merge on a laptop; a report says so."""

@@ -80,6 +80,9 @@ class Suite(ABC):
     published: Mapping[str, Mapping[str, Value]] = MappingProxyType({})
     """By method, the published settings for this kind of model where they differ from the
     defaults of the method's parameters."""
+    shortened: Mapping[str, Mapping[str, Value]] = MappingProxyType({})
+    """By method, settings that make it quick where the published ones take too long; they take the
+    published ones' place."""
     published_suite: str | None = None
     """The suite whose published results are shown beside a run's: this one, or for an embedded
     suite the one that it stands for."""
@@ -91,11 +94,12 @@ class Suite(ABC):
     """Pixels per side of the images that the model takes; None for a suite of texts."""
 
     def settings_of(self, method: str) -> dict[str, Value]:
-        """The published settings of a method for this kind of model, where not its defaults.
+        """The settings of a method for this suite, where they are not its defaults.
 
         Of a method that APGD comes before: its own, and those that DOGE TA has of APGD.
         """
-        own = dict(self.published.get(method.removesuffix(SUFFIX), {}))
+        name = method.removesuffix(SUFFIX)
+        own = {**self.published.get(name, {}), **self.shortened.get(name, {})}
         if not method.endswith(SUFFIX):
             return own
         return {**own, **put_on(dict(self.published.get("doge_ta", {})))}

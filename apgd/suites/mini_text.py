@@ -21,7 +21,7 @@ from apgd.errors import InputError
 from apgd.models.mini_t5 import mini_t5
 from apgd.models.t5 import t5_tokenizer
 from apgd.models.text_to_text import TextToTextHead
-from apgd.suites._settings import LANGUAGE, SHORT_ADAPTATION, together
+from apgd.suites._settings import LANGUAGE, SHORT_ADAPTATION
 from apgd.suites._suite import FinetuneSettings, LoraSettings, Suite
 
 _SEED = 20250504
@@ -151,7 +151,8 @@ class MiniText(Suite):
         self.name = name
         self.title = title
         self.published_suite = published_suite
-        self.published = together(LANGUAGE, SHORT_ADAPTATION)
+        self.published = LANGUAGE
+        self.shortened = SHORT_ADAPTATION
         self.finetune = finetune
 
     @cached_property

@@ -275,7 +275,7 @@ class MiniVision(Suite):
     corrupted = ("vehicles", "landcover", "aerial", "signs")
     corruptions = CORRUPTIONS
     corruption_limit = 500  # every worker makes them anew
-    published = SHORT_ADAPTATION
+    shortened = SHORT_ADAPTATION
     published_suite = "clip_vit_b32_8"
     image_size = IMAGE_SIZE
     finetune = FinetuneSettings(steps=200, batch_size=64, learning_rate=5e-4)

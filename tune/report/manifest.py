@@ -52,6 +52,8 @@ class Manifest:
     """Identifier of the suite."""
     published_suite: str | None
     """The suite whose published results are shown beside the run's, if any."""
+    shortened: Mapping[str, Mapping[str, Any]]
+    """By method, settings that the suite has in place of the published ones, to be quick."""
     experts_family: Family | None
     """Whose experts were merged, as published tables tell them apart; None for others."""
     suite: str
@@ -132,6 +134,7 @@ def _parsed(raw: Mapping[str, Any]) -> Manifest:
         suite=str(suite.get("title") or suite["name"]),
         suite_name=str(suite["name"]),
         published_suite=suite.get("published_suite"),
+        shortened=suite.get("shortened") or {},
         experts_family=Family(raw["experts_family"]) if raw.get("experts_family") else None,
         seeds=int(experiment["seeds"]),
         trials=experiment.get("trials"),

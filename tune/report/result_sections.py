@@ -1,8 +1,10 @@
 """The sections that compare methods."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from apgd.evidence import Need
+from apgd.methods import SUFFIX
 from tune.records import Variant
 from tune.report.display import result_table
 from tune.report.document import Block, Details, Section, Text, Warnings
@@ -73,7 +75,19 @@ def _more_than_weights(run: Run, main: Measured) -> tuple[str, ...]:
             "Adapted, without labels, to the very test inputs of these tasks on which they are "
             f"scored here, as published: {listed(titles['adapted'])}. No other row has seen them."
         )
+    shortened = run.manifest.shortened
+    told = [
+        f"{run.method_title(method)} ({_as_text(shortened[method.removesuffix(SUFFIX)])})"
+        for method in methods
+        if method.removesuffix(SUFFIX) in shortened
+    ]
+    if told:
+        notes.append(f"Starting from shortened settings instead of published ones: {listed(told)}.")
     return tuple(notes)
+
+
+def _as_text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value:g}" for name, value in values.items())
 
 
 def _uncertainty(run: Run) -> Text:
