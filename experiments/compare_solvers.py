@@ -25,9 +25,10 @@ from tune.cluster import ray_session
 from tune.command import run_command
 from tune.evaluators import Purpose, ScoreJob, Workload, mean_score
 from tune.experiment import Experiment, check, exclusive, merged_rank, scoring_bytes
+from tune.experts import prepare_data, train_experts
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
-from tune.stages import evaluate, make_workload, prepare_data, train_experts
+from tune.stages import evaluate, make_workload
 from tune.workers import Job, WorkerPool
 
 _METHOD = "doge_ta"

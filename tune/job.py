@@ -6,21 +6,23 @@ from rich.console import Console
 
 from tune.cluster import ray_session
 from tune.experiment import Experiment, check, exclusive, scoring_bytes
+from tune.experts import (
+    collect_statistics,
+    prepare_data,
+    record_experts,
+    train_experts,
+)
 from tune.manifest import Manifest
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.console import as_rich
 from tune.stages import (
-    collect_statistics,
     evaluate,
     evaluation_jobs,
     make_workload,
     measure_geometry,
-    prepare_data,
-    record_experts,
     report,
     search,
-    train_experts,
 )
 from tune.tracking import Tracker, synchronise
 from tune.workers import WorkerPool

@@ -9,7 +9,7 @@ import pytest
 from apgd import InputError
 from apgd.suites import suites
 from tune.experiment import Experiment, check, exclusive, without_credentials
-from tune.stages import training_budget
+from tune.experts import training_budget
 from tune.workers import Introduction
 
 
