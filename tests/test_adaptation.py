@@ -295,7 +295,9 @@ def test_identity_is_of_the_inputs_alone() -> None:
     assert texts.unlabelled().sha256 == turned.unlabelled().sha256
     assert texts.unlabelled().sha256 != TextExamples(("b", "a"), ("", "")).unlabelled().sha256
     inputs = unlabelled(experts()[0], ["a"])
-    assert inputs.identity() == {"a": inputs.inputs["a"].sha256}
+    assert inputs.identity() == {"of": "", "a": inputs.inputs["a"].sha256}
+    named = dataclasses.replace(inputs, label="another suite")
+    assert named.identity() != inputs.identity()
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:

@@ -18,7 +18,11 @@ def test_only_allowed_splits_are_read_and_counted() -> None:
     for split in (Split.TEST, Split.TRAIN):
         with pytest.raises(LeakError, match=f"the {split} split of task a must not be read"):
             reader.examples("a", split)
+        with pytest.raises(LeakError, match=f"the {split} split of task a must not be read"):
+            reader.inputs("a", split)
     assert dict(reader.reads) == {Split.VALIDATION: 1}
+    assert not hasattr(reader.inputs("a", Split.VALIDATION), "labels")
+    assert dict(reader.reads) == {"validation": 1, "validation, unlabelled": 1}
 
 
 def test_other_examples_than_the_run_began_with_are_refused() -> None:

@@ -42,8 +42,7 @@ class SplitReader:
         Raises:
             LeakError: where the split is not among the allowed ones.
         """
-        self.reads[split] += 1
-        return self._read(task, split)
+        return self._read(task, split, split)
 
     def inputs(self, task: str, split: Split) -> Unlabelled:
         """The inputs of a task's split, without labels.
@@ -51,14 +50,14 @@ class SplitReader:
         Raises:
             LeakError: where the split is not among the allowed ones.
         """
-        self.reads[f"{split}, unlabelled"] += 1
-        return self._read(task, split).unlabelled()
+        return self._read(task, split, f"{split}, unlabelled").unlabelled()
 
-    def _read(self, task: str, split: Split) -> Examples:
+    def _read(self, task: str, split: Split, counted_as: str) -> Examples:
         if split not in self._allowed:
             allowed = ", ".join(sorted(self._allowed))
             raise LeakError(
                 f"the {split} split of task {task} must not be read here; allowed: {allowed}"
             )
+        self.reads[counted_as] += 1
         examples = self._source.examples(task, split)
         return examples if self._limit is None else examples.first(self._limit)

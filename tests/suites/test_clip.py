@@ -154,6 +154,7 @@ def test_whole_path_with_published_experts(
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_references_that_are_no_merges(
     cache: HubCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

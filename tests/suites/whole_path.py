@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from apgd.suites import Suite, suites
+from tune import experts as expert_stages
 from tune import stages, workers
 from tune.cluster import Cluster
 from tune.evaluators import ScoreJob
@@ -63,9 +64,9 @@ def run_whole_path(
     manifest = Manifest(experiment, suite)
     pool: Any = OneWorker(patch)
     with Display(Console(quiet=True)) as display:
-        hashes = stages.prepare_data(suite, pool, display)
-        experts = stages.train_experts(experiment, suite, hashes, pool, [], display)
-        keys = stages.record_experts(experts, store)
+        hashes = expert_stages.prepare_data(suite, pool, display)
+        experts = expert_stages.train_experts(experiment, suite, hashes, pool, [], display)
+        keys = expert_stages.record_experts(experts, store)
         workload = stages.make_workload(experiment, suite, hashes, experts)
         rank, params = merged_rank(suite), tuple(suite.published.get(method, {}).items())
         study = Study(method, 0, 1, rank, len(suite.tasks), params)
