@@ -46,3 +46,12 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, text: str | None, messag
 def test_what_can_be_used_is_listed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(METHOD.format(name="mine"))
     assert "mine" in listed(tmp_path).stdout.split()
+
+
+def test_a_file_that_python_would_not_see_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ties.py").write_text(METHOD.format(name="mine"))
+    done = listed(tmp_path)
+    assert done.returncode == 2
+    assert re.search(
+        "must not be named like other modules of methods, but .*/ties.py is", done.stderr
+    )

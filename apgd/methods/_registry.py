@@ -1,6 +1,8 @@
 """The known methods."""
 
 import os
+import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,7 @@ class Methods(Registry[Method]):
         for folder in own:
             if not Path(folder).is_dir():
                 raise InputError(f"{PATH_VARIABLE} must name folders, but {folder} is none")
+        _check_names(self._package.__path__)
         try:
             return super()._found()
         except Exception as error:
@@ -52,6 +55,19 @@ class Methods(Registry[Method]):
             return super().__contains__(name)
         inner = self.get(name.removesuffix(SUFFIX))
         return inner is not None and inner.with_apgd
+
+
+def _check_names(folders: Iterable[str]) -> None:
+    """Raise InputError where two folders have a module of one name: Python sees only the first."""
+    seen: set[str] = set()
+    for folder in folders:
+        names = {module.name for module in pkgutil.iter_modules([folder])}
+        if taken := names & seen:
+            raise InputError(
+                f"files in the folders of {PATH_VARIABLE} must not be named like other modules of "
+                f"methods, but {Path(folder) / min(taken)}.py is"
+            )
+        seen |= names
 
 
 def own_folders(package: ModuleType) -> None:
