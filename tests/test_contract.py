@@ -20,7 +20,7 @@ from tests.evidence import evidence_for
 
 Make = Callable[..., tuple[State, dict[str, State]]]
 # APGD before a method is one piece of code: a method of every kind is enough to show it.
-PLUGGED = ["weight_averaging", "ties", "dare_ties", "tsv_m", "fisher", "adamerging_task_wise"]
+PLUGGED = ["weight_averaging", "ties", "tsv_m", "adamerging_task_wise"]
 EVERY = [*methods, *(name + SUFFIX for name in PLUGGED)]
 
 

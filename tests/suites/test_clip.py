@@ -137,6 +137,7 @@ def test_whole_path_with_own_experts(
     assert "reduced" in report.markdown
 
 
+@pytest.mark.slow
 def test_whole_path_with_published_experts(
     cache: HubCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
