@@ -224,6 +224,7 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
         child.kill()
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_end_with_the_same_numbers(
     smoke: tuple[Path, str], tmp_path: Path
 ) -> None:
