@@ -57,7 +57,7 @@ class Experiment:
     trials: int = 24
     """Merges scored by the search of each method and seed, the published settings included."""
     smoke: bool = False
-    """Everything tiny: every stage in about a minute altogether, figures without meaning."""
+    """Everything tiny, figures without meaning: about a minute in all, more with many methods."""
     run_dir: Path | None = None
     """Folder of this run's results; by default one below runs/, named after the settings."""
     experts_dir: Path = Path("runs/experts")

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from apgd import fused, projective
 from apgd.cost import Cost
-from apgd.methods._method import Limit, MethodParams, choice_parameter, parameter
+from apgd.methods._method import (
+    Limit,
+    MethodParams,
+    choice_parameter,
+    learning_rate_parameter,
+    parameter,
+)
 from apgd.summary import Detail
 
 
@@ -48,14 +54,7 @@ class ApgdParams(MethodParams):
         search=(10, 400),
         log=True,
     )
-    learning_rate: float = parameter(
-        1e-4,
-        "Adam's learning rate",
-        low=0,
-        open_low=True,
-        search=(1e-6, 1e-3),
-        log=True,
-    )
+    learning_rate: float = learning_rate_parameter(1e-4, "Adam's learning rate", (1e-6, 1e-3))
     solver: str = choice_parameter(
         "adam",
         ("adam", "exact"),

@@ -151,6 +151,17 @@ def coefficient_parameter(default: float, of: str, search: tuple[float, float]) 
     return parameter(default, f"merging coefficient of {of}", low=0, search=search, log=True)
 
 
+def learning_rate_parameter(default: float, meaning: str, search: tuple[float, float]) -> Any:
+    """Declare a learning rate, which is searched on a logarithmic scale.
+
+    Args:
+        default: the published value.
+        meaning: whose it is, in one line.
+        search: range in which a search looks.
+    """
+    return parameter(default, meaning, low=0, open_low=True, search=search, log=True)
+
+
 def keep_ratio_parameter(default: float) -> Any:
     """Declare the keep ratio of a method that trims task vectors by magnitude."""
     return parameter(

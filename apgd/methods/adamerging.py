@@ -18,6 +18,7 @@ from apgd.methods._method import (
     Method,
     MethodParams,
     keep_ratio_parameter,
+    learning_rate_parameter,
     parameter,
     read_once,
     six_copies,
@@ -35,13 +36,8 @@ class AdaMergingParams(MethodParams):
     coefficient: float = parameter(
         0.3, "every merging coefficient λ at the start", low=0, search=(0.05, 1.0), log=True
     )
-    learning_rate: float = parameter(
-        1e-3,
-        "Adam's learning rate for the coefficients",
-        low=0,
-        open_low=True,
-        search=(1e-4, 1e-1),
-        log=True,
+    learning_rate: float = learning_rate_parameter(
+        1e-3, "Adam's learning rate for the coefficients", (1e-4, 1e-1)
     )
     iterations: int = parameter(500, "Adam steps on the coefficients (500 in the paper)", low=0)
     batch_size: int = parameter(16, "inputs of every task in a step", low=1)

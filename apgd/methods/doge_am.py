@@ -9,7 +9,13 @@ from apgd.adaptation import AdaptationSettings, adapted_coefficients, held
 from apgd.cost import Cost
 from apgd.evidence import Evidence, Need
 from apgd.methods._apgd import ApgdParams, modification_cost, modifications, not_searched
-from apgd.methods._method import Method, keep_ratio_parameter, parameter, read_once
+from apgd.methods._method import (
+    Method,
+    keep_ratio_parameter,
+    learning_rate_parameter,
+    parameter,
+    read_once,
+)
 from apgd.methods.adamerging import combine
 from apgd.projective import kept
 from apgd.strips import strips
@@ -27,13 +33,8 @@ class DogeAmParams(ApgdParams):
     keep_ratio: float = keep_ratio_parameter(0.3)
     coefficient: float = parameter(0.3, "every merging coefficient λ at the start", low=0)
     adaptation_iterations: int = parameter(500, "Adam steps on the merging coefficients", low=0)
-    adaptation_learning_rate: float = parameter(
-        1e-3,
-        "Adam's learning rate for the merging coefficients",
-        low=0,
-        open_low=True,
-        search=(1e-4, 1e-1),
-        log=True,
+    adaptation_learning_rate: float = learning_rate_parameter(
+        1e-3, "Adam's learning rate for the merging coefficients", (1e-4, 1e-1)
     )
     batch_size: int = parameter(16, "inputs of every task in a step", low=1)
     seed: int = parameter(0, "seed of the order in which inputs are seen", low=0)

@@ -23,6 +23,7 @@ from apgd.methods._method import (
     MethodParams,
     choice_parameter,
     coefficient_parameter,
+    learning_rate_parameter,
     parameter,
     read_once,
 )
@@ -41,14 +42,7 @@ class WudiParams(MethodParams):
     iterations: int = parameter(
         300, "Adam steps on the merged task vector", low=1, search=(10, 400), log=True
     )
-    learning_rate: float = parameter(
-        1e-5,
-        "Adam's learning rate",
-        low=0,
-        open_low=True,
-        search=(1e-6, 1e-3),
-        log=True,
-    )
+    learning_rate: float = learning_rate_parameter(1e-5, "Adam's learning rate", (1e-6, 1e-3))
     solver: str = choice_parameter(
         "adam",
         ("adam", "exact"),
