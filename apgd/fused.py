@@ -30,6 +30,53 @@ _MOST_ROWS = 384
 _COLUMNS = 512
 
 
+class Descent:
+    """The same as `projective.Descent`."""
+
+    def __init__(
+        self,
+        tau: Tensor,  # (N, m, n)
+        coefficients: Tensor,  # (N,)
+        subspace: Tensor,  # (m, k)
+        learning_rate: float,
+    ) -> None:
+        self._task_rows, self._subspace = _task_rows(tau), subspace
+        self._learning_rate = learning_rate
+        self._constants = residual_constants(tau, coefficients).T.contiguous()  # (m, N)
+        self._total = coefficients.sum().numpy()[()]
+        self.delta = tau.new_zeros(tau.shape[1:])
+        self._mean, self._square = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
+        self.iterations = 0
+
+    def advance(self, iterations: int) -> None:
+        """Go on up to so many steps in all; nothing is undone where there were more."""
+        if iterations <= self.iterations:
+            return
+        first, self.iterations = self.iterations + 1, iterations
+        gradient = torch.empty_like(self.delta)
+
+        def find_gradient(rows: slice) -> None:
+            tensors = (self._task_rows, self._constants, self.delta, gradient)
+            _gradient_rows(*(_array(tensor, rows) for tensor in tensors), self._total)
+
+        def adam(step: int) -> Callable[[slice], None]:
+            scalars = _adam_scalars(step, self._learning_rate, self._total.dtype.type)
+            tensors = (self.delta, self._mean, self._square, gradient)
+
+            def update(rows: slice) -> None:
+                projection.remove(rows)
+                _adam_rows(*(_array(tensor, rows) for tensor in tensors), *scalars)
+
+            return update
+
+        with lanes() as each:
+            projection = _Projection(self._subspace, gradient, each)
+            projection.collect(find_gradient)
+            for step in range(first, iterations):
+                projection.collect(adam(step), find_gradient)
+            projection.in_strips(adam(iterations))
+
+
 def modification_vector(
     tau: Tensor,  # (N, m, n)
     coefficients: Tensor,  # (N,)
@@ -38,33 +85,9 @@ def modification_vector(
     learning_rate: float,
 ) -> Tensor:  # (m, n)
     """The same as `projective.modification_vector`."""
-    task_rows = _task_rows(tau)
-    constants = residual_constants(tau, coefficients).T.contiguous()  # (m, N)
-    total = coefficients.sum().numpy()[()]
-    delta = tau.new_zeros(tau.shape[1:])
-    mean, square, gradient = torch.zeros_like(delta), torch.zeros_like(delta), delta.clone()
-
-    def find_gradient(rows: slice) -> None:
-        arrays = (_array(tensor, rows) for tensor in (task_rows, constants, delta, gradient))
-        _gradient_rows(*arrays, total)
-
-    def adam(step: int) -> Callable[[slice], None]:
-        scalars = _adam_scalars(step, learning_rate, total.dtype.type)
-
-        def update(rows: slice) -> None:
-            projection.remove(rows)
-            arrays = (_array(tensor, rows) for tensor in (delta, mean, square, gradient))
-            _adam_rows(*arrays, *scalars)
-
-        return update
-
-    with lanes() as each:
-        projection = _Projection(subspace, gradient, each)
-        projection.collect(find_gradient)
-        for step in range(1, iterations):
-            projection.collect(adam(step), find_gradient)
-        projection.in_strips(adam(iterations))
-    return delta
+    descent = Descent(tau, coefficients, subspace, learning_rate)
+    descent.advance(iterations)
+    return descent.delta
 
 
 def modification_vectors(
@@ -99,10 +122,11 @@ def modification_vectors(
 
     with lanes() as each:
         projection = _Projection(subspace, gradient, each)
-        projection.collect(find_gradient)
-        for step in range(1, iterations):
-            projection.collect(adam(step), find_gradient)
-        projection.in_strips(adam(iterations))
+        if iterations:
+            projection.collect(find_gradient)
+            for step in range(1, iterations):
+                projection.collect(adam(step), find_gradient)
+            projection.in_strips(adam(iterations))
     return deltas.transpose(0, 1)
 
 

@@ -127,6 +127,42 @@ def _weighted_sum(
     return torch.einsum("i,imn->mn", weights, tau)
 
 
+class Descent:
+    """Adam on L from Δ = 0, with the gradient's part in span(U) taken out; it can be continued.
+
+    Steps do not depend on how they are divided: 100 and then 300 more are 400.
+
+    Args:
+        tau: the task vectors, (N, m, n).
+        coefficients: λ, (N,).
+        subspace: U, (m, k).
+        learning_rate: Adam's.
+    """
+
+    def __init__(
+        self, tau: Tensor, coefficients: Tensor, subspace: Tensor, learning_rate: float
+    ) -> None:
+        self._tau, self._subspace, self._learning_rate = tau, subspace, learning_rate
+        self._constants = residual_constants(tau, coefficients)  # (N, m): a
+        self._total = coefficients.sum()  # Λ
+        self.delta = torch.zeros_like(tau[0])
+        """Δ after the steps so far, (m, n); later steps change it in place."""
+        self._mean, self._square = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
+        self.iterations = 0
+        """The steps so far."""
+
+    def advance(self, iterations: int) -> None:
+        """Go on up to so many steps in all; nothing is undone where there were more."""
+        for step in range(self.iterations + 1, iterations + 1):
+            products = row_products(self._tau, self.delta)
+            residuals = self._constants - self._total * products  # (N, m): e
+            gradient = row_combinations(-2 * self._total * residuals, self._tau)  # (m, n)
+            gradient -= self._subspace @ (self._subspace.T @ gradient)  # G − U Uᵀ G
+            rate = self._learning_rate
+            adam_step(self.delta, self._mean, self._square, gradient, step, rate)
+        self.iterations = max(self.iterations, iterations)
+
+
 def modification_vector(
     tau: Tensor,  # (N, m, n)
     coefficients: Tensor,  # (N,)
@@ -135,15 +171,9 @@ def modification_vector(
     learning_rate: float,
 ) -> Tensor:  # (m, n)
     """Δ after `iterations` steps of Adam on L with the gradient's part in span(U) taken out."""
-    constants, total = residual_constants(tau, coefficients), coefficients.sum()  # a, Λ
-    delta = torch.zeros_like(tau[0])
-    mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
-    for step in range(1, iterations + 1):
-        residuals = constants - total * row_products(tau, delta)  # (N, m): e
-        gradient = row_combinations(-2 * total * residuals, tau)  # (m, n)
-        gradient -= subspace @ (subspace.T @ gradient)  # G − U Uᵀ G
-        adam_step(delta, mean, square, gradient, step, learning_rate)
-    return delta
+    descent = Descent(tau, coefficients, subspace, learning_rate)
+    descent.advance(iterations)
+    return descent.delta
 
 
 def adam_step(

@@ -117,7 +117,7 @@ def test_search_and_defaults_follow_the_model() -> None:
     [
         ("doge_ta", {"keep_ratio": 0.0}, r"keep_ratio must lie in \(0, 1\], but got 0.0"),
         ("doge_ta", {"keep_ratio": 30}, r"keep_ratio must lie in \(0, 1\], but got 30"),
-        ("doge_ta", {"iterations": 0}, r"iterations must lie in \[1, ∞\), but got 0"),
+        ("doge_ta", {"iterations": -1}, r"iterations must lie in \[0, ∞\), but got -1"),
         ("doge_ta", {"iterations": 2.5}, "iterations must be an integer, but got 2.5"),
         ("doge_ta", {"eta": float("nan")}, "eta must lie in .*, but got nan"),
         ("doge_ta", {"eta": float("inf")}, "eta must lie in .*, but got inf"),

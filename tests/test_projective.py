@@ -366,3 +366,28 @@ def test_order_of_experts_does_not_matter() -> None:
         return projective.masked_sum(vectors, coefficients, delta, torch.zeros(5))
 
     torch.testing.assert_close(merged(tau), merged(tau[order]), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", [projective, fused], ids=["plain", "fused"])
+@pytest.mark.parametrize("shape", [(17, 5), (5, 17), (700, 40)])
+def test_a_descent_can_be_continued_bit_by_bit(engine: ModuleType, shape: tuple[int, int]) -> None:
+    tau = task_vectors(3, shape).float()
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    subspace = projective.shared_subspace(tau, 2, 2)
+    descent = engine.Descent(tau, coefficients, subspace, 1e-3)
+    assert not descent.delta.any()
+    for iterations in (1, 7, 7, 3, 30):  # fewer than there were change nothing
+        descent.advance(iterations)
+        most = max(1, descent.iterations)
+        at_once = engine.modification_vector(tau, coefficients, subspace, most, 1e-3)
+        assert torch.equal(descent.delta, at_once)
+    assert descent.iterations == 30
+
+
+@pytest.mark.parametrize("engine", [projective, fused], ids=["plain", "fused"])
+def test_no_steps_modify_nothing(engine: ModuleType) -> None:
+    tau = task_vectors(3, (9, 6)).float()
+    coefficients = projective.task_aware_coefficients(tau, 0.07)
+    subspace = projective.shared_subspace(tau, 2, 2)
+    assert not engine.modification_vector(tau, coefficients, subspace, 0, 1e-3).any()
+    assert not engine.modification_vectors(tau, coefficients, subspace, 0, 1e-3).any()

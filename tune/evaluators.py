@@ -107,10 +107,15 @@ class ScoreJob:
     params: tuple[tuple[str, Value], ...] = ()
     number: int = 0
     """The trial's number in its search."""
+    tasks: tuple[str, ...] = ()
+    """The tasks whose experts are merged, in this order, and on which alone the merge is scored;
+    every task of the suite, the unseen ones and corruptions too where there are none."""
 
     def inputs(self, workload: Workload) -> dict[str, str]:
         """What determines the score, besides method and parameters."""
         inputs = workload.inputs_of(self.seed)
+        if self.tasks:
+            inputs["merged"] = ",".join(self.tasks)
         if self.method == MULTI_TASK:
             inputs["weights"] = workload.joint_of(self.seed)[1]
         return inputs
@@ -182,23 +187,23 @@ class Evaluator:
             for task in (*self._suite.tasks, *self._suite.unseen)
         }
         self._model.to(device)
-        self._vectors: dict[int, TaskVectors] = {}
+        self._vectors: dict[tuple[int, tuple[str, ...]], TaskVectors] = {}
         self._examples: dict[tuple[str, str], Examples] = {}
 
     def run(self, job: ScoreJob) -> float:
         """Score a job unless its record exists, and put the record on disk.
 
         Returns:
-            The mean score over the suite's tasks, at most 1.
+            The mean score over the merged tasks, at most 1.
         """
         record = self._store.get(job.purpose.kind, job.key(self.workload))
         if record is None:
             record = self._score(job)
-        return mean_score(record, [task.name for task in self._suite.tasks])
+        return mean_score(record, job.tasks or [task.name for task in self._suite.tasks])
 
     def merged(self, job: ScoreJob) -> Mapping[str, Tensor]:
         """The state dict that a merge is judged with; test-time methods adapt for it once more."""
-        return self._merge(job, self.workload.experts_of(job.seed), self._reader(job))
+        return self._merge(job, self._reader(job))
 
     def _reader(self, job: ScoreJob) -> SplitReader:
         return SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
@@ -229,6 +234,9 @@ class Evaluator:
     def _cells(self, job: ScoreJob) -> Iterator[tuple[str, str]]:
         """Condition and task of everything that the job is scored on."""
         split = job.purpose.reads
+        if job.tasks:
+            yield from ((split, task) for task in job.tasks)
+            return
         seen = [task.name for task in self._suite.tasks]
         unseen = [] if job.method == EXPERTS else [task.name for task in self._suite.unseen]
         if job.purpose is Purpose.SEARCH:
@@ -297,14 +305,13 @@ class Evaluator:
         """Task -> the state dict that is judged on it; the same object where it is the same."""
         if job.method == PRETRAINED:
             return lambda _task: self._base
-        paths = self.workload.experts_of(job.seed)
         if job.method == EXPERTS:
             return self._experts(job.seed, kept=1)  # conditions of a task follow one another
         if job.method == MULTI_TASK:
             path, _ = self.workload.joint_of(job.seed)
             joint = load_weights(path, "the multi-task model", self._base)
             return lambda _task: joint
-        merged = self._merge(job, paths, reader)
+        merged = self._merge(job, reader)
         return lambda _task: merged
 
     def _can_keep(self, experts: int) -> bool:
@@ -317,18 +324,23 @@ class Evaluator:
         # Some methods change the task vectors first, and keep those beside them.
         return 2 * experts * merged <= share * free_memory(device)
 
-    def _merge(
-        self, job: ScoreJob, paths: Mapping[str, Path], reader: SplitReader
-    ) -> dict[str, Tensor]:
-        if job.seed not in self._vectors:
-            self._vectors[job.seed] = TaskVectors(
-                self._base, paths, self._suite.is_merged, device=self._device,
-                keep=self._can_keep(len(paths)),
-            )  # fmt: skip
-        vectors = self._vectors[job.seed]
+    def _merge(self, job: ScoreJob, reader: SplitReader) -> dict[str, Tensor]:
+        vectors = self._task_vectors(job.seed, job.tasks)
         method = methods[job.method]
         evidence = self._evidence(method, job, reader)
         return vectors.apply(method.merge(vectors, method.parse(dict(job.params)), evidence))
+
+    def _task_vectors(self, seed: int, tasks: tuple[str, ...] = ()) -> TaskVectors:
+        """Those of a seed's experts: of all tasks, or of some in their order."""
+        if (seed, tasks) not in self._vectors:
+            paths = self.workload.experts_of(seed)
+            paths = {task: paths[task] for task in tasks or paths}
+            self._vectors[seed, tasks] = TaskVectors(
+                self._base, paths, self._suite.is_merged, device=self._device,
+                # Of a few tasks they are wanted once or twice.
+                keep=not tasks and self._can_keep(len(paths)),
+            )  # fmt: skip
+        return self._vectors[seed, tasks]
 
     def _evidence(self, method: Method, job: ScoreJob, reader: SplitReader) -> Evidence:
         """What the method needs besides base and experts.
@@ -336,11 +348,12 @@ class Evaluator:
         Unlabelled inputs are those of the split that is scored, as in the published protocol:
         test-time methods adapt to what they will be judged on, without its labels.
         """
+        tasks = job.tasks or tuple(self.workload.experts_of(job.seed))
         if method.needs.is_statistic:
-            return Evidence(statistics=self.workload.statistics_of(job.seed, method.needs))
+            found = self.workload.statistics_of(job.seed, method.needs)
+            return Evidence(statistics={task: found[task] for task in tasks})
         if method.needs is not Need.INPUTS:
             return NO_EVIDENCE
-        tasks = self.workload.experts_of(job.seed)
         return Evidence(
             inputs=UnlabelledInputs(
                 model=self._model,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self
@@ -33,6 +34,11 @@ class ApgdParams(MethodParams):
         search=(0.01, 1.0),
         log=True,
     )
+    uniform_coefficient: float | None = parameter(
+        None,
+        "one λ for all tasks and matrices in place of η / ‖τ_i‖, which is taken if not given",
+        low=0,
+    )
     basis_size: int | None = parameter(
         None,
         "k: singular vectors taken from each task vector; ⌊r/N⌋ if not given, 0 for no projection",
@@ -49,8 +55,8 @@ class ApgdParams(MethodParams):
     )
     iterations: int = parameter(
         400,
-        "Adam steps on the modification vector Δ; the most passes of the exact solver",
-        low=1,
+        "Adam steps on the modification vector Δ, none for Δ = 0; most passes of the exact solver",
+        low=0,
         search=(10, 400),
         log=True,
     )
@@ -97,15 +103,33 @@ def engine_for(tau: Tensor) -> ModuleType:
     return fused if tau.device.type == "cpu" else projective
 
 
+def coefficients_of(
+    tau: Tensor,  # (N, m, n)
+    params: ApgdParams,
+) -> Tensor:  # (N,)
+    """λ_i, task-aware unless the parameters give one for all; 0 for a zero task vector."""
+    if params.uniform_coefficient is None:
+        return projective.task_aware_coefficients(tau, params.eta)
+    norms = projective.task_norms(tau)
+    return torch.where(norms > 0, params.uniform_coefficient, 0.0).to(tau.dtype)
+
+
 def subspace_of(
     tau: Tensor,  # (N, m, n)
     params: ApgdParams,
+    bases: Sequence[Tensor] | None = None,  # N times (m, at least k)
 ) -> Tensor:  # (m, at most k)
-    """U, the subspace that the task vectors share, at the size that the parameters say."""
+    """U, the subspace that the task vectors share, at the size that the parameters say.
+
+    `bases` are the leading left singular vectors of the task vectors, in descending order, where
+    they are known already.
+    """
     rank = min(tau.shape[1:])
     k = default_basis_size(rank, len(tau)) if params.basis_size is None else params.basis_size
     k_shared = k if params.shared_basis_size is None else params.shared_basis_size
-    return projective.shared_subspace(tau, k, k_shared)
+    if bases is None:
+        return projective.shared_subspace(tau, k, k_shared)
+    return projective.shared_of([basis[:, :k] for basis in bases], k_shared)
 
 
 def modification(
@@ -118,7 +142,7 @@ def modification(
     `engine` has the solvers, where not those of `engine_for`.
     """
     engine = engine or engine_for(tau)
-    coefficients = projective.task_aware_coefficients(tau, params.eta)
+    coefficients = coefficients_of(tau, params)
     subspace = subspace_of(tau, params)
     if params.solver == "exact":
         delta = engine.exact_modification_vector(
@@ -153,7 +177,7 @@ def modifications(
         return projective.distributed(found.delta, found.coefficients)
     found_vectors: Tensor = engine.modification_vectors(
         tau,
-        projective.task_aware_coefficients(tau, params.eta),
+        coefficients_of(tau, params),
         subspace_of(tau, params),
         params.iterations,
         params.learning_rate,
