@@ -25,14 +25,19 @@ class SplitReader:
         source: where examples come from.
         allowed: the splits that may be read.
         limit: only the first so many examples of each split, all where None.
+        share: only so large a part of those; see `Examples.part`.
     """
 
     def __init__(
-        self, source: ExampleSource, allowed: Iterable[Split], limit: int | None = None
+        self,
+        source: ExampleSource,
+        allowed: Iterable[Split],
+        limit: int | None = None,
+        share: float = 1.0,
     ) -> None:
         self._source = source
         self._allowed = frozenset(allowed)
-        self._limit = limit
+        self._limit, self._share = limit, share
         self.reads: Counter[str] = Counter()
         """How often examples were read, by split; `SPLIT, unlabelled` where only their inputs."""
 
@@ -60,4 +65,6 @@ class SplitReader:
             )
         self.reads[counted_as] += 1
         examples = self._source.examples(task, split)
-        return examples if self._limit is None else examples.first(self._limit)
+        if self._limit is not None:
+            examples = examples.first(self._limit)
+        return examples.part(self._share)

@@ -13,6 +13,7 @@ import numpy as np
 from apgd.errors import InputError
 
 _HASHED = 256  # images at a time
+_PART_SEED = 0
 
 
 class Split(StrEnum):
@@ -84,6 +85,21 @@ class Examples(ABC):
         """The first `count` examples (all of them where there are fewer)."""
 
     @abstractmethod
+    def at(self, rows: np.ndarray) -> Self:
+        """The examples in these rows, int64 (n,), in ascending order."""
+
+    def part(self, share: float) -> Self:
+        """A share of the examples, drawn once for all; what a smaller share has, a larger one has.
+
+        At least one of them; all, as they are, where the share is 1.
+        """
+        count = min(len(self), max(1, round(share * len(self))))
+        if count == len(self):
+            return self
+        order = np.random.default_rng(_PART_SEED).permutation(len(self))
+        return self.at(np.sort(order[:count]))
+
+    @abstractmethod
     def unlabelled(self) -> Unlabelled:
         """The inputs without their answers."""
 
@@ -104,6 +120,33 @@ class Pixels(Protocol):
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """Some of the images: uint8 (n, height, width, 3)."""
+
+
+@dataclass(frozen=True)
+class PickedPixels:
+    """Some of the images of others, read when they are asked for."""
+
+    images: Pixels
+    rows: np.ndarray
+    """int64 (n,), which of the images."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, height, width, 3)."""
+        return (len(self.rows), *self.images.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8."""
+        return self.images.dtype
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Some of the images: uint8 (n, height, width, 3)."""
+        return self.images[self.rows[rows]]
 
 
 def _check_images(images: Pixels) -> None:
@@ -193,6 +236,10 @@ class ImageExamples(Examples):
             return self  # which knows its hash without reading every pixel
         return ImageExamples(self.images[:count], self.labels[:count])
 
+    def at(self, rows: np.ndarray) -> "ImageExamples":
+        """The images in these rows, with their labels."""
+        return ImageExamples(PickedPixels(self.images, rows), self.labels[rows])
+
     def unlabelled(self) -> UnlabelledImages:
         """The images alone."""
         return UnlabelledImages(self.images)
@@ -226,6 +273,12 @@ class TextExamples(Examples):
     def first(self, count: int) -> "TextExamples":
         """The first `count` examples (all of them where there are fewer)."""
         return TextExamples(self.inputs[:count], self.targets[:count])
+
+    def at(self, rows: np.ndarray) -> "TextExamples":
+        """The prompts in these rows, with their answers."""
+        return TextExamples(
+            tuple(self.inputs[row] for row in rows), tuple(self.targets[row] for row in rows)
+        )
 
     def unlabelled(self) -> UnlabelledTexts:
         """The prompts alone."""

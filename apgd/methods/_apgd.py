@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self
@@ -59,8 +58,11 @@ class ApgdParams(MethodParams):
         low=0,
         search=(10, 400),
         log=True,
+        when=("solver", "adam"),
     )
-    learning_rate: float = learning_rate_parameter(1e-4, "Adam's learning rate", (1e-6, 1e-3))
+    learning_rate: float = learning_rate_parameter(
+        1e-4, "Adam's learning rate", (1e-6, 1e-3), when=("solver", "adam")
+    )
     solver: str = choice_parameter(
         "adam",
         ("adam", "exact"),
@@ -114,22 +116,22 @@ def coefficients_of(
     return torch.where(norms > 0, params.uniform_coefficient, 0.0).to(tau.dtype)
 
 
+def basis_sizes(
+    tau: Tensor,  # (N, m, n)
+    params: ApgdParams,
+) -> tuple[int, int]:
+    """K of every task vector's basis and of the shared subspace, as the parameters say."""
+    rank = min(tau.shape[1:])
+    k = default_basis_size(rank, len(tau)) if params.basis_size is None else params.basis_size
+    return k, k if params.shared_basis_size is None else params.shared_basis_size
+
+
 def subspace_of(
     tau: Tensor,  # (N, m, n)
     params: ApgdParams,
-    bases: Sequence[Tensor] | None = None,  # N times (m, at least k)
 ) -> Tensor:  # (m, at most k)
-    """U, the subspace that the task vectors share, at the size that the parameters say.
-
-    `bases` are the leading left singular vectors of the task vectors, in descending order, where
-    they are known already.
-    """
-    rank = min(tau.shape[1:])
-    k = default_basis_size(rank, len(tau)) if params.basis_size is None else params.basis_size
-    k_shared = k if params.shared_basis_size is None else params.shared_basis_size
-    if bases is None:
-        return projective.shared_subspace(tau, k, k_shared)
-    return projective.shared_of([basis[:, :k] for basis in bases], k_shared)
+    """U, the subspace that the task vectors share, at the size that the parameters say."""
+    return projective.shared_subspace(tau, *basis_sizes(tau, params))
 
 
 def modification(

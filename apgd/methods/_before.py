@@ -8,7 +8,8 @@ from torch import Tensor
 
 from apgd.cost import Cost
 from apgd.evidence import Evidence
-from apgd.methods._method import Combined, Method, MethodParams
+from apgd.methods._method import Combined, Method, MethodParams, no_sweep
+from apgd.sweep import Sweep
 from apgd.task_vectors import TaskVectors
 from apgd.transformed import Change, Transformed, changing_bytes
 
@@ -31,6 +32,7 @@ def before(
     source: str,
     params: type[MethodParams],
     with_apgd: bool = True,
+    sweep: Callable[[Any], Sweep | None] = no_sweep,
 ) -> Method:
     """The method that `inner` is once the task vectors have been changed.
 
@@ -43,6 +45,7 @@ def before(
         source: likewise.
         params: likewise; they have `inner` (see `TwoStepParams`).
         with_apgd: likewise.
+        sweep: likewise.
     """
     return Method(
         name=name,
@@ -58,6 +61,7 @@ def before(
         cost=partial(_cost, inner, change_cost),
         quick=inner.quick,
         with_apgd=with_apgd,
+        sweep=sweep,
     )
 
 

@@ -19,6 +19,7 @@ from apgd.errors import InputError
 from apgd.evidence import NO_EVIDENCE, Evidence, Need
 from apgd.projective import task_norms
 from apgd.summary import Detail, LayerSummary
+from apgd.sweep import Sweep
 from apgd.task_vectors import Delta, TaskVectors
 
 Value: TypeAlias = float | int | str | None
@@ -53,6 +54,29 @@ class Parameter:
     """Whether the search's range is logarithmic."""
     choices: tuple[str, ...] = ()
     """The values of a parameter that is a choice and not a number."""
+    when: tuple[str, Value] | None = None
+    """It only counts where another parameter has this value, and is only searched there."""
+    grid: tuple[float, ...] = ()
+    """Values that stand for the search's range where some have to; spread over it if not named."""
+
+    def points(self, count: int, low: float, high: float) -> tuple[float | int, ...]:
+        """Values that stand for the search's range: the named ones, or `count` spread over it.
+
+        Args:
+            count: how many, of those that are not named; fewer where integers coincide.
+            low: lower end of the range.
+            high: upper end of the range.
+        """
+        if self.grid:
+            return tuple(value for value in self.grid if low <= value <= high)
+        steps = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
+        if self.log:
+            spread = [low * (high / low) ** step for step in steps]
+        else:
+            spread = [low + (high - low) * step for step in steps]
+        if self.kind is int:
+            return tuple(dict.fromkeys(round(value) for value in spread))
+        return tuple(min(high, max(low, value)) for value in spread)
 
     @property
     def range_text(self) -> str:
@@ -103,6 +127,8 @@ def parameter(
     open_low: bool = False,
     search: tuple[float, float | Limit] | None = None,
     log: bool = False,
+    when: tuple[str, Value] | None = None,
+    grid: tuple[float, ...] = (),
 ) -> Any:
     """Declare a field of a method's parameters, all of it in one place.
 
@@ -114,6 +140,8 @@ def parameter(
         open_low: whether `low` itself is excluded.
         search: range in which a search looks; None keeps the parameter out of it.
         log: whether the search's range is logarithmic.
+        when: another parameter and the value of it with which alone this one counts.
+        grid: values that stand for the range where some have to.
     """
     declaration = {
         "meaning": meaning,
@@ -122,6 +150,8 @@ def parameter(
         "open_low": open_low,
         "search": search,
         "log": log,
+        "when": when,
+        "grid": grid,
     }
     return dataclasses.field(default=default, metadata=declaration)
 
@@ -151,15 +181,21 @@ def coefficient_parameter(default: float, of: str, search: tuple[float, float]) 
     return parameter(default, f"merging coefficient of {of}", low=0, search=search, log=True)
 
 
-def learning_rate_parameter(default: float, meaning: str, search: tuple[float, float]) -> Any:
+def learning_rate_parameter(
+    default: float,
+    meaning: str,
+    search: tuple[float, float],
+    when: tuple[str, Value] | None = None,
+) -> Any:
     """Declare a learning rate, which is searched on a logarithmic scale.
 
     Args:
         default: the published value.
         meaning: whose it is, in one line.
         search: range in which a search looks.
+        when: as in `parameter`.
     """
-    return parameter(default, meaning, low=0, open_low=True, search=search, log=True)
+    return parameter(default, meaning, low=0, open_low=True, search=search, log=True, when=when)
 
 
 def keep_ratio_parameter(default: float) -> Any:
@@ -171,6 +207,7 @@ def keep_ratio_parameter(default: float) -> Any:
         high=1,
         open_low=True,
         search=(0.05, 1.0),
+        grid=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
     )
 
 
@@ -271,6 +308,10 @@ def _nothing(_vectors: TaskVectors, _params: Any, _evidence: Evidence) -> None:
     """What most methods know about the whole model before they merge its matrices."""
 
 
+def no_sweep(_params: Any) -> None:
+    """What most methods share between their settings."""
+
+
 def _as_they_are(vectors: TaskVectors, _params: Any) -> TaskVectors:
     """The task vectors that most methods work on."""
     return vectors
@@ -314,6 +355,9 @@ class Method:
     """Settings with which it is done at once, whatever comes of it: for smoke runs."""
     with_apgd: bool = True
     """Whether APGD's modification vector can be added to its task vectors first (`--plug apgd`)."""
+    sweep: Callable[[Any], Sweep | None] = no_sweep
+    """Which parameters need no work of their own, with these values of the others; a search then
+    scores several of their values at once."""
 
     def parse(self, values: Mapping[str, Value]) -> MethodParams:
         """Parameters from names and values; those left out have their published value.

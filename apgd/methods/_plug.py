@@ -12,9 +12,15 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from apgd.errors import InputError
+from apgd.evidence import Need
 from apgd.methods._apgd import ApgdParams, modification, modification_cost
 from apgd.methods._before import before
+from apgd.methods._descent import Modifications, growing
 from apgd.methods._method import Method, MethodParams, Value
+from apgd.shared_work import SharedWork
+from apgd.sweep import Sweep, Trajectory
+from apgd.task_vectors import Delta
+from apgd.transformed import Transformed
 
 SUFFIX = "+apgd"
 """What the name of a method ends in that APGD comes before."""
@@ -79,16 +85,33 @@ def plugged(inner: Method) -> Method:
         source=f"{inner.source}; after Wei et al., ICML 2025 (arXiv 2501.01230)",
         params=_params_of(inner),
         with_apgd=False,
+        sweep=partial(_sweep, inner),
     )
+
+
+def _sweep(inner: Method, params: PluggedParams) -> Sweep | None:
+    if inner.needs is not Need.NOTHING or not growing(params.apgd):
+        return None
+    return Sweep(growing=f"{_PREFIX}iterations", late=(), begin=partial(_Run, inner))
+
+
+class _Run(Trajectory):
+    """The method is applied to task vectors with what Δ has become so far."""
+
+    def __init__(self, inner: Method, shared: SharedWork, params: PluggedParams) -> None:
+        self._inner, self._shared, self._params = inner, shared, params
+        self._modifications = Modifications(shared, params.apgd)
+
+    def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:  # noqa: ARG002
+        """θ − θ_0 after so many iterations."""
+        found = self._modifications.at(amount)
+        modified = Transformed(self._shared.vectors, lambda name, tau: tau + found[name])
+        return self._inner.merge(modified, self._params.inner)
 
 
 def _params_of(inner: Method) -> type[PluggedParams]:
     own = [(f, f.name, f.metadata) for f in dataclasses.fields(inner.params)]
-    # Of APGD's only those are searched that say how much of Δ is added.
-    of_apgd = [
-        (f, _PREFIX + f.name, f.metadata if f.name in _SEARCHED else {**f.metadata, "search": None})
-        for f in dataclasses.fields(ApgdParams)
-    ]
+    of_apgd = [(f, _PREFIX + f.name, _metadata(f)) for f in dataclasses.fields(ApgdParams)]
     fields: list[tuple[str, Any, Any]] = [
         (name, f.type, dataclasses.field(default=f.default, metadata=metadata))
         for f, name, metadata in (*own, *of_apgd)
@@ -101,6 +124,17 @@ def _params_of(inner: Method) -> type[PluggedParams]:
         frozen=True,
         kw_only=True,
     )
+
+
+def _metadata(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """What APGD declares about a parameter, under its names here."""
+    metadata = dict(field.metadata)
+    if field.name not in _SEARCHED:  # only what says how much of Δ is added
+        metadata["search"] = None
+    if metadata.get("when") is not None:
+        name, value = metadata["when"]
+        metadata["when"] = (_PREFIX + name, value)
+    return metadata
 
 
 def _modified(params: ApgdParams, _name: str, tau: Tensor) -> Tensor:  # (N, m, n) -> (N, m, n)

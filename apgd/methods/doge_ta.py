@@ -1,7 +1,9 @@
 """DOGE TA: task arithmetic with the modification vector and the coefficients of APGD."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -9,8 +11,11 @@ from apgd import projective
 from apgd.cost import Cost
 from apgd.evidence import Evidence
 from apgd.methods._apgd import ApgdParams, modification, modification_cost
+from apgd.methods._descent import Modifications, growing
 from apgd.methods._method import Combined, Method, keep_ratio_parameter, read_once
-from apgd.task_vectors import TaskVectors
+from apgd.shared_work import SharedWork
+from apgd.sweep import Sweep, Trajectory
+from apgd.task_vectors import Delta, TaskVectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,33 @@ def _cost(shape: tuple[int, int], experts: int, params: DogeTaParams) -> Cost:
     return read_once(shape, experts, params) * 4 + modification_cost(shape, experts, params)
 
 
+class _Run(Trajectory):
+    """Masks come last: one Δ serves every keep ratio."""
+
+    def __init__(self, shared: SharedWork, params: DogeTaParams) -> None:
+        self._shared = shared
+        self._modifications = Modifications(shared, params)
+
+    def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:
+        """θ − θ_0 after so many iterations, at a keep ratio."""
+        thresholds = self._shared.magnitude_thresholds(late["keep_ratio"])
+        return {
+            name: projective.masked_sum(
+                self._shared.vectors[name],
+                self._modifications.coefficients[name],
+                delta,
+                thresholds,
+            )
+            for name, delta in self._modifications.at(amount).items()
+        }
+
+
+def _sweep(params: DogeTaParams) -> Sweep:
+    return Sweep(
+        growing="iterations" if growing(params) else None, late=("keep_ratio",), begin=_Run
+    )
+
+
 doge_ta = Method(
     name="doge_ta",
     title="DOGE TA",
@@ -52,4 +84,5 @@ doge_ta = Method(
     passes=3,  # two for the thresholds
     cost=_cost,
     with_apgd=False,  # it is APGD
+    sweep=_sweep,
 )

@@ -1,0 +1,40 @@
+"""Merges whose settings share their work: one run scores many of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apgd.shared_work import SharedWork
+from apgd.task_vectors import Delta
+
+
+class Trajectory(ABC):
+    """A merge under way, which hands out the results of several settings."""
+
+    @abstractmethod
+    def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:
+        """θ − θ_0 at a setting, on the device of the task vectors.
+
+        Amounts that were passed over are gone: those asked for must grow, or have been asked for
+        before.
+
+        Args:
+            amount: value of the sweep's growing parameter; None where it has none.
+            late: values of the sweep's late parameters, by name.
+
+        Raises:
+            ValueError: for an amount that was passed over.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Which of a method's parameters need no work of their own."""
+
+    growing: str | None
+    """The parameter whose larger values continue what smaller ones did; None without one."""
+    late: tuple[str, ...]
+    """Parameters that are applied last."""
+    begin: Callable[[SharedWork, Any], Trajectory]
+    """Begins a merge with the other parameters."""
