@@ -13,18 +13,23 @@ class Trajectory(ABC):
     """A merge under way, which hands out the results of several settings."""
 
     @abstractmethod
-    def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:
-        """θ − θ_0 at a setting, on the device of the task vectors.
-
-        Amounts that were passed over are gone: those asked for must grow, or have been asked for
-        before.
+    def reaches(self, amount: int | None) -> bool:
+        """Whether it can hand out results at this amount: one further on, or one asked for before.
 
         Args:
             amount: value of the sweep's growing parameter; None where it has none.
+        """
+
+    @abstractmethod
+    def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:
+        """θ − θ_0 at a setting, on the device of the task vectors.
+
+        Args:
+            amount: as in `reaches`.
             late: values of the sweep's late parameters, by name.
 
         Raises:
-            ValueError: for an amount that was passed over.
+            ValueError: for an amount that it does not reach any more.
         """
 
 
@@ -36,5 +41,7 @@ class Sweep:
     """The parameter whose larger values continue what smaller ones did; None without one."""
     late: tuple[str, ...]
     """Parameters that are applied last."""
+    bases: str
+    """The parameter that says how many singular vectors of each task vector are used."""
     begin: Callable[[SharedWork, Any], Trajectory]
     """Begins a merge with the other parameters."""

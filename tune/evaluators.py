@@ -21,7 +21,7 @@ from apgd.heads import Voice, judge, judge_together
 from apgd.machine import free_memory
 from apgd.methods import Method, Value, methods
 from apgd.suites import Suite, suites
-from apgd.task_vectors import TaskVectors
+from apgd.task_vectors import Delta, TaskVectors
 from apgd.unlabelled import UnlabelledInputs
 from tune.records import Kind, Record, RecordStore, Variant, record_key
 from tune.references import ENSEMBLE, EXPERTS, MULTI_TASK, PRETRAINED
@@ -189,6 +189,8 @@ class Evaluator:
         self._model.to(device)
         self._vectors: dict[tuple[int, tuple[str, ...]], TaskVectors] = {}
         self._examples: dict[tuple[str, str], Examples] = {}
+        self._starts: dict[str, Tensor] = {}  # θ_0 where merges are put into the model
+        self._holds_merge = False
 
     def run(self, job: ScoreJob) -> float:
         """Score a job unless its record exists, and put the record on disk.
@@ -203,13 +205,50 @@ class Evaluator:
 
     def merged(self, job: ScoreJob) -> Mapping[str, Tensor]:
         """The state dict that a merge is judged with; test-time methods adapt for it once more."""
-        return self._merge(job, self._reader(job))
+        return self._merge(job, self.reader(job.purpose))
 
-    def _reader(self, job: ScoreJob) -> SplitReader:
-        return SplitReader(self._source, {job.purpose.reads}, self.workload.limit)
+    def reader(self, purpose: Purpose, share: float = 1.0) -> SplitReader:
+        """The examples that may be read for a purpose, or a share of them."""
+        return SplitReader(self._source, {purpose.reads}, self.workload.limit, share)
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Names of the tasks that no expert has seen."""
+        return tuple(task.name for task in self._suite.unseen)
+
+    def load(self, delta: Delta) -> None:
+        """Put a merge into the model: θ_0 + delta where it is merged, θ_0 elsewhere."""
+        if not self._holds_merge:
+            self._model.load_state_dict(self._base)
+            self._holds_merge = True
+        state = self._model.state_dict()
+        for name, change in delta.items():
+            if name not in self._starts:
+                self._starts[name] = self._base[name].to(state[name].device, torch.float32)
+            state[name].copy_(self._starts[name] + change)
+
+    def score(self, task: str, examples: Examples) -> float:
+        """The mean of a task's answers by what is in the model."""
+        return float(judge(self._model, self._heads[task], examples).mean())
+
+    def expert_score(self, seed: int, task: str, examples: Examples) -> float:
+        """The same by the task's own expert."""
+        self._load(self._experts(seed, kept=1)(task))
+        return self.score(task, examples)
+
+    def delta(self, job: ScoreJob, reader: SplitReader) -> Delta:
+        """θ − θ_0 of a merge."""
+        vectors, method = self.task_vectors(job.seed, job.tasks), methods[job.method]
+        evidence = self._evidence(method, job, reader)
+        return method.merge(vectors, method.parse(dict(job.params)), evidence)
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        """Put whole weights into the model."""
+        self._holds_merge = False
+        self._model.load_state_dict(weights)
 
     def _score(self, job: ScoreJob) -> Record:
-        reader = self._reader(job)
+        reader = self.reader(job.purpose)
         started = time.perf_counter()
         answered = self._judge(job, reader)
         merged = time.perf_counter()
@@ -278,7 +317,7 @@ class Evaluator:
         expert = self._experts(seed, kept=len(tasks) if room else 1)
 
         def voice(task: str) -> nn.Module:
-            self._model.load_state_dict(expert(task))
+            self._load(expert(task))
             return self._model
 
         return [partial(voice, task) for task in tasks]
@@ -295,7 +334,7 @@ class Evaluator:
             nonlocal loaded
             weights = load(task)
             if weights is not loaded:
-                self._model.load_state_dict(weights)
+                self._load(weights)
                 loaded = weights
             return judge(self._model, self._heads[task], examples)
 
@@ -325,12 +364,9 @@ class Evaluator:
         return 2 * experts * merged <= share * free_memory(device)
 
     def _merge(self, job: ScoreJob, reader: SplitReader) -> dict[str, Tensor]:
-        vectors = self._task_vectors(job.seed, job.tasks)
-        method = methods[job.method]
-        evidence = self._evidence(method, job, reader)
-        return vectors.apply(method.merge(vectors, method.parse(dict(job.params)), evidence))
+        return self.task_vectors(job.seed, job.tasks).apply(self.delta(job, reader))
 
-    def _task_vectors(self, seed: int, tasks: tuple[str, ...] = ()) -> TaskVectors:
+    def task_vectors(self, seed: int, tasks: tuple[str, ...] = ()) -> TaskVectors:
         """Those of a seed's experts: of all tasks, or of some in their order."""
         if (seed, tasks) not in self._vectors:
             paths = self.workload.experts_of(seed)

@@ -22,7 +22,10 @@ from apgd.published import TOLERANCE
 from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
 from apgd.training_statistics import StatisticSettings
+from tune.objectives import Objective
 from tune.references import EXPERTS, MULTI_TASK, PRETRAINED, REFERENCES
+from tune.rungs import Rungs
+from tune.studies import Sampler
 
 _TRACKING_SCHEMES = ("sqlite://", "postgresql://", "mysql://", "http://", "https://")
 _EXPERIMENT_FILE = "experiment.json"
@@ -55,7 +58,21 @@ class Experiment:
     seeds: int = 1
     """Number of seeds, each with its own fine-tuning and its own search (seeds 0, 1, ...)."""
     trials: int = 24
-    """Merges scored by the search of each method and seed, the published settings included."""
+    """Trials of each method's search at each seed, the published settings included; a trial of
+    DOGE TA judges many keep ratios and numbers of iterations in one run."""
+    sampler: Sampler = Sampler.TPE
+    """Who suggests parameters: Optuna's TPE, or as controls random draws or a grid."""
+    objectives: tuple[Objective, ...] = (Objective.ACCURACY,)
+    """What the search maximises on validation data; with several it has a Pareto front, and the
+    first one chooses the tuned row."""
+    stopping: bool = True
+    """Stop trials that fall behind others before they were judged on all validation data."""
+    at_once: int = 8
+    """Trials of a search that may be under way at a time; a suggestion knows the results of all but
+    the last so many before it, so that results do not depend on the number of workers."""
+    storage: str | None = None
+    """Database of the searches (sqlite:///..., postgresql://...), which optuna-dashboard opens; by
+    default studies.db in the run folder."""
     smoke: bool = False
     """Everything tiny, figures without meaning: about a minute in all, more with many methods."""
     run_dir: Path | None = None
@@ -86,7 +103,7 @@ class Experiment:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        for name, low in (("seeds", 1), ("trials", 1)):
+        for name, low in (("seeds", 1), ("trials", 1), ("at_once", 1)):
             value = getattr(self, name)
             if value < low:
                 raise InputError(f"{name} must be at least {low}, but got {value}")
@@ -138,6 +155,11 @@ class Experiment:
         return min(self.trials, 3) if self.smoke else self.trials
 
     @property
+    def rungs(self) -> Rungs:
+        """How trials grow, and which are stopped."""
+        return Rungs() if self.stopping else Rungs(reduction=1)
+
+    @property
     def limit(self) -> int | None:
         """Examples of each split that are scored; all where None."""
         return 60 if self.smoke else None
@@ -179,6 +201,10 @@ class Experiment:
             "trials": self.effective_trials,
             "smoke": self.smoke,
             "experts": self.experts,
+            "sampler": self.sampler,
+            "objectives": list(self.objectives),
+            "stopping": self.stopping,
+            "at_once": self.at_once,
         }
 
     @property
@@ -192,8 +218,9 @@ class Experiment:
     def as_dict(self) -> dict[str, Any]:
         """Fields as JSON values, without secrets."""
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        if self.tracking_uri is not None:
-            values["tracking_uri"] = without_credentials(self.tracking_uri)
+        for name in ("tracking_uri", "storage"):
+            if values[name] is not None:
+                values[name] = without_credentials(values[name])
         return values
 
 

@@ -16,13 +16,13 @@ from tune.manifest import Manifest
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.console import as_rich
+from tune.searches import search
 from tune.stages import (
     evaluate,
     evaluation_jobs,
     make_workload,
     measure_geometry,
     report,
-    search,
 )
 from tune.tracking import Tracker, synchronise
 from tune.workers import WorkerPool

@@ -23,7 +23,7 @@ from tune.experiment import Experiment, without_credentials
 from tune.progress import Stage
 from tune.records import Kind, Record
 from tune.references import MULTI_TASK
-from tune.stages import Searched
+from tune.searches import Searched
 from tune.workers import Introduction
 
 _PACKAGES = (

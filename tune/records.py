@@ -128,6 +128,20 @@ class RecordStore:
         path = self._path(kind, key)
         return _read(path) if path.exists() else None
 
+    def expect(self, kind: Kind, key: str) -> Record:
+        """The record with this key, which somebody wrote.
+
+        Raises:
+            FileNotFoundError: where it is not there.
+        """
+        record = self.get(kind, key)
+        if record is None:
+            raise FileNotFoundError(
+                f"the record of {kind} {key} was written, but {self.root} does not have it; the "
+                f"run folder must lie on storage that all machines share, and keep what is in it"
+            )
+        return record
+
     def keys(self, kind: Kind) -> list[str]:
         """The keys of every record of a kind, sorted."""
         return sorted(path.stem for path in (self.root / kind).glob("*.json"))

@@ -1,254 +1,272 @@
-"""The search: Ray Tune and Optuna around the merge.
+"""The search: Ray Tune around the merge.
 
-Only this module and tune.trial know Tune, and only this one knows Optuna.
-
-One call of Tune runs all studies of a run, a study being one method at one seed. Each study has an
-Optuna sampler of its own, which sees results in batches of a fixed size, so that what it suggests
-does not depend on how many workers there are or which of them is faster. A trial is memoised by its
-record, so a search that was killed repeats its suggestions and computes only what is missing.
+Only this module and tune.trial know Tune; what is suggested is Optuna's (tune.sampling). One call
+of Tune runs all studies of a run. Its trials wait for workers, which own the CPUs or GPUs and live
+as long as the run; Tune asks for the next trial, says when one is stopped, and begins again what a
+dying worker left.
 """
 
+import os
 import shutil
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from apgd.methods import Limit, methods
-from tune.evaluators import Workload
-from tune.studies import Study, searched, trial_job
-from tune.trial import METRIC, MergeTrial
+from tune.sampling import Outcome, Sampling
+from tune.trial import MergeTrial
+from tune.workers import Shared
 
-BATCH = 4
-"""Trials of a study whose results its sampler sees together."""
-_STARTUP_TRIALS = 8
-# A trial only waits for a worker, which owns the CPUs or the GPU; but Tune insists on a resource.
-_TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+_TRIALS_PER_WORKER = 2
+_RETRIES = 2  # where a trial's process or its worker dies
+
+Finished = Callable[[int, int, Outcome], Mapping[str, Any]]
+"""Called with study, number and outcome of a trial; what the storage is to note of it."""
 
 
-def _suggestions(study: Study) -> Callable[[optuna.Trial], None]:
-    """Optuna's define-by-run function for a study's parameters."""
-    limits = {Limit.RANK: study.rank, Limit.EXPERTS: study.experts}
-
-    def define(trial: optuna.Trial) -> None:
-        for declared in searched(methods[study.method]):
-            low, limit = declared.search or (0, 0)
-            high = limits[limit] if isinstance(limit, Limit) else limit
-            if declared.kind is int:
-                trial.suggest_int(declared.name, int(low), int(high), log=declared.log)
-            else:
-                trial.suggest_float(declared.name, low, high, log=declared.log)
-
-    return define
-
-
-def _searcher(study: Study) -> OptunaSearch:
-    sampler = optuna.samplers.TPESampler(
-        seed=study.seed,
-        n_startup_trials=_STARTUP_TRIALS,
-        n_ei_candidates=24,
-        multivariate=True,
-        constant_liar=True,
-    )
-    published = study.published.as_dict()
-    first = {p.name: published[p.name] for p in searched(methods[study.method])}
-    return OptunaSearch(
-        _suggestions(study),
-        metric=METRIC,
-        mode="max",
-        sampler=sampler,
-        points_to_evaluate=[first],
-        study_name=study.name,
-    )
-
-
-class _Batches:
-    """A study's suggestions in batches of a fixed size.
-
-    Ray's ConcurrencyLimiter tells the searcher as soon as nothing is running, which happens earlier
-    with fewer workers; here a batch is told when it is whole, in the order of its suggestions.
-    """
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.suggested = 0
-        self._searcher = _searcher(study)
-        self._batch: dict[str, tuple[dict[str, Any] | None, bool] | None] = {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Parameters; None where all were suggested, or the batch has to finish first."""
-        if self.suggested >= self.study.trials or len(self._batch) >= BATCH:
-            return None
-        self._batch[trial_id] = None
-        self.suggested += 1
-        params: dict[str, Any] | None = self._searcher.suggest(trial_id)
-        return params
-
-    def complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
-        """Note a result, and tell the sampler when the batch is whole."""
-        self._batch[trial_id] = (result, error)
-        if len(self._batch) < BATCH or None in self._batch.values():
-            return
-        for told, outcome in self._batch.items():
-            if outcome is not None:
-                self._searcher.on_trial_complete(told, result=outcome[0], error=outcome[1])
-        self._batch = {}
-
-
-class StudyRouter(Searcher):
-    """Hands out the trials of several studies in turn, each with a free worker.
+class Studies:
+    """The trials of several studies in turn.
 
     Args:
-        studies: what is searched.
-        workers: number of workers; a trial's `worker` is the index of the one that runs it.
+        samplings: the studies.
+        on_finish: see `Finished`.
+        slots: how many trials are under way at a time.
     """
 
-    def __init__(self, studies: Sequence[Study], workers: int) -> None:
-        super().__init__(metric=METRIC, mode="max")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self._studies = [_Batches(study) for study in studies]
-        self._free = list(range(workers))
-        self._live: dict[str, tuple[int, int]] = {}  # trial -> study, worker
-        self._turn = 0
+    def __init__(self, samplings: Sequence[Sampling], on_finish: Finished, slots: int) -> None:
+        self._samplings = samplings
+        self._on_finish = on_finish
+        self._slots = slots
+        self._values: dict[tuple[int, int], list[tuple[float, ...]]] = {}
+        self._errors: dict[tuple[int, int], str] = {}
+        self._ended: set[tuple[int, int]] = set()
+        self._turn = self._count = 0
+        self.end: str | None = None
+        """Why the whole search has to end."""
+        self.fault: Exception | None = None
+        """What went wrong here, and not in a trial."""
 
-    def suggest(self, trial_id: str) -> Any:
+    @property
+    def all_suggested(self) -> bool:
+        """Whether no trial is left to begin."""
+        return all(s.suggested >= s.study.trials for s in self._samplings)
+
+    def next(self) -> dict[str, Any] | None:
         """The next trial's configuration; None where nothing can start now."""
-        if all(batches.suggested >= batches.study.trials for batches in self._studies):
-            return Searcher.FINISHED
-        if not self._free:
-            return None
-        for offset in range(len(self._studies)):
-            index = (self._turn + offset) % len(self._studies)
-            number = self._studies[index].suggested
-            params = self._studies[index].suggest(trial_id)
-            if params is None:
+        for offset in range(len(self._samplings)):
+            index = (self._turn + offset) % len(self._samplings)
+            found = self._samplings[index].suggest()
+            if found is None:
                 continue
+            number, params = found
             self._turn = index + 1
-            worker = self._free.pop(0)
-            self._live[trial_id] = (index, worker)
-            return {"study": index, "number": number, "worker": worker, "params": params}
+            self._count += 1
+            self._values[index, number] = []
+            return {
+                "study": index, "number": number, "params": params,
+                "rungs": len(self._samplings[index].study.rungs),
+                "slot": (self._count - 1) % self._slots,
+            }  # fmt: skip
         return None
+
+    def report(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+        """Note the result of a rung; whether the trial goes on."""
+        place = (config["study"], config["number"])
+        if result["done"]:
+            self._ended.add(place)
+        if "error" in result:
+            self._errors[place] = result["error"]
+            if result["ends_search"]:
+                self.end = result["error"]
+            return False
+        values = tuple(float(value) for value in result["values"])
+        rung = result["training_iteration"] - 1
+        # A trial that is begun again reports its rungs again.
+        self._values[place] = [*self._values[place][:rung], values]
+        firsts = [of_rung[0] for of_rung in self._values[place]]
+        goes_on: bool = self._samplings[place[0]].goes_on(place[1], firsts)
+        if not goes_on:
+            self._ended.add(place)
+        return goes_on
+
+    def finish(self, config: Mapping[str, Any], error: str | None) -> None:
+        """Note that a trial is over; one that was broken off with the whole search is not."""
+        place = (config["study"], config["number"])
+        if error is None and place not in self._ended:
+            return
+        values = tuple(self._values.pop(place))
+        outcome = Outcome(
+            rungs=values,
+            complete=len(values) == config["rungs"],
+            error=self._errors.pop(place, error),
+        )
+        try:
+            notes = self._on_finish(*place, outcome)
+            self._samplings[place[0]].finish(place[1], outcome, notes)
+        except Exception as fault:  # which Tune would take for the trial's
+            self.fault = fault
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles what it is given for a restore that this search never asks for."""
+        return {}
+
+
+class _Suggestions(Searcher):
+    """Hands Tune the studies' trials."""
+
+    def __init__(self, studies: Studies) -> None:
+        super().__init__()
+        self._studies = studies
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - Tune's interface
+        """The next trial's configuration."""
+        if self._studies.all_suggested:
+            return Searcher.FINISHED
+        return self._studies.next()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the trial's study, and free its worker."""
-        index, worker = self._live.pop(trial_id)
-        self._free.append(worker)
-        self._studies[index].complete(trial_id, result, error)
+        """Nothing: the callback knows more of the trial."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: a search resumes from its records."""
+        """Nothing to save: a search resumes from the studies."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a search resumes from its records."""
+        """Nothing to restore: a search resumes from the studies."""
 
 
-class _Journal(ray_tune.Callback):
-    """Notes what became of every trial, by study and number."""
+class _Halving(FIFOScheduler):
+    """Stops trials as the studies say.
 
-    def __init__(self, on_trial: Callable[[], None]) -> None:
-        self._on_trial = on_trial
-        self.params: dict[tuple[int, int], dict[str, float | int]] = {}
-        self.failed: list[tuple[int, int]] = []
+    Ray's own scheduler for asynchronous halving decides by what happens to have come in; here a
+    decision depends on nothing but earlier trials, so that a search can be repeated.
+    """
+
+    def __init__(self, studies: Studies) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._studies = studies
+
+    def on_trial_result(
+        self,
+        tune_controller: Any,  # noqa: ARG002 - Tune's interface
+        trial: TuneTrial,
+        result: dict[str, Any],
+    ) -> str:
+        """Whether a trial goes on after a rung."""
+        goes_on = self._studies.report(trial.config, result)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_complete(
+        self,
+        tune_controller: Any,  # noqa: ARG002 - Tune's interface
+        trial: TuneTrial,
+        result: dict[str, Any],
+    ) -> None:
+        """Note the last rung, of which Tune does not call `on_trial_result`."""
+        self._studies.report(trial.config, result)
+
+
+class _Ends(ray_tune.Callback):
+    """Notes how trials end."""
+
+    def __init__(self, studies: Studies) -> None:
+        self._studies = studies
 
     def on_trial_complete(
         self,
         iteration: int,  # noqa: ARG002 - Tune's interface
-        trials: list[Trial],  # noqa: ARG002
-        trial: Trial,
+        trials: list[TuneTrial],  # noqa: ARG002
+        trial: TuneTrial,
         **_info: Any,
     ) -> None:
-        """Called by Tune with a trial that returned a score."""
-        config = trial.config
-        self.params[config["study"], config["number"]] = dict(config["params"])
-        self._on_trial()
+        """Called with a trial that came to its end or was stopped."""
+        self._studies.finish(trial.config, None)
 
     def on_trial_error(
         self,
         iteration: int,  # noqa: ARG002 - Tune's interface
-        trials: list[Trial],  # noqa: ARG002
-        trial: Trial,
+        trials: list[TuneTrial],  # noqa: ARG002
+        trial: TuneTrial,
         **_info: Any,
     ) -> None:
-        """Called by Tune with a trial that failed and is not tried again."""
-        self.failed.append((trial.config["study"], trial.config["number"]))
+        """Called with a trial whose process died more often than it may."""
+        reason = (str(trial.get_error()).strip().splitlines() or ["see Ray's logs"])[-1]
+        self._studies.finish(trial.config, f"its process died: {reason}")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that this search never asks for."""
-        return {}
+
+class _Stopper(ray_tune.Stopper):
+    """Ends a search where every other trial would fail like the last."""
+
+    def __init__(self, studies: Studies) -> None:
+        self._studies = studies
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - Tune's
+        """Whether this one trial has to stop, which others decide."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all have to."""
+        return self._studies.end is not None or self._studies.fault is not None
 
 
 def run_searches(
-    studies: Sequence[Study],
-    workload: Workload,
+    samplings: Sequence[Sampling],
+    shared: Shared,
     workers: Sequence[ActorHandle[Any]],
     scratch: Path,
-    on_trial: Callable[[], None],
-) -> dict[Study, list[str]]:
-    """Run the studies' trials; every result is a record of kind TRIAL when this returns.
+    on_finish: Finished,
+) -> None:
+    """Run what is left of the studies' trials.
 
     Args:
-        studies: what is searched.
-        workload: what the scores have in common.
-        workers: the actors that score; each runs one trial at a time.
+        samplings: the studies, in the order in which `shared` has them.
+        shared: what workers have to know.
+        workers: the actors that score; each has two trials at a time.
         scratch: folder for Tune's own state, which is removed at the end.
-        on_trial: called as each trial finishes.
-
-    Returns:
-        For every study, the keys of its trials' records in the order of their suggestion.
+        on_finish: called with study, number and outcome as each trial ends; what the storage is to
+            note of it.
 
     Raises:
-        RuntimeError: where trials failed. The others are kept; with fewer trials than another, a
-            method would be compared unfairly.
+        RuntimeError: where a trial met an error that every other one would meet too.
+        Exception: what `on_finish` or a storage raised.
     """
     shutil.rmtree(scratch, ignore_errors=True)
-    journal = _Journal(on_trial)
+    slots = _TRIALS_PER_WORKER * len(workers)
+    # Tune drops a trial's process where no trial is waiting for it.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
+    studies = Studies(samplings, on_finish, slots)
     trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(
-            MergeTrial, shared=ray.put((tuple(studies), workload)), workers=tuple(workers)
-        ),
-        _TRIAL_RESOURCES,
+        ray_tune.with_parameters(MergeTrial, shared=ray.put(shared), workers=tuple(workers)),
+        # A trial only waits for a worker, which owns the CPUs or the GPU; this limits their number.
+        {"node:__internal_head__": int(10_000 / slots) / 10_000},
     )
     tuner = ray_tune.Tuner(
         trainable,
         tune_config=ray_tune.TuneConfig(
-            search_alg=StudyRouter(studies, len(workers)),
-            metric=METRIC,
-            mode="max",
-            num_samples=sum(study.trials for study in studies),
+            search_alg=_Suggestions(studies),
+            scheduler=_Halving(studies),
+            num_samples=-1,
             reuse_actors=True,
         ),
         run_config=ray_tune.RunConfig(
             name="search",
             storage_path=str(scratch.resolve()),
             verbose=0,
-            callbacks=[journal],
-            failure_config=ray_tune.FailureConfig(max_failures=2),
+            callbacks=[_Ends(studies)],
+            stop=_Stopper(studies),
+            failure_config=ray_tune.FailureConfig(max_failures=_RETRIES),
         ),
     )
-    errors = tuner.fit().errors
-    if errors or journal.failed:
-        numbers = ", ".join(f"{studies[i].name} #{number}" for i, number in journal.failed)
-        reason = str(errors[0]).strip().splitlines()[-1] if errors else "see Ray's logs"
-        raise RuntimeError(
-            f"{len(journal.failed)} trials failed ({numbers}): {reason}; the others are kept, "
-            f"and the same command tries these again"
-        )
+    tuner.fit()
+    if studies.fault is not None:
+        raise studies.fault
+    if studies.end is not None:
+        raise RuntimeError(f"the search was ended by an error that all trials meet: {studies.end}")
     shutil.rmtree(scratch, ignore_errors=True)
-    return {
-        study: [
-            trial_job(study, journal.params[index, number], number).key(workload)
-            for number in range(study.trials)
-        ]
-        for index, study in enumerate(studies)
-    }

@@ -1,25 +1,23 @@
 """The stages of the main job that follow on experts, one function each."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from apgd.data import Split
-from apgd.files import content_key, sha256_file, write_json
+from apgd.files import content_key, sha256_file
 from apgd.methods import methods
 from apgd.source import library_versions, source_hash
 from apgd.suites import Suite
 from tune.evaluators import Purpose, ScoreJob, Statistic, Workload
-from tune.experiment import Experiment, merged_rank
+from tune.experiment import Experiment
 from tune.experts import DataHashes, Experts
 from tune.geometry import is_measured
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.references import EXPERTS, MULTI_TASK, PRETRAINED
 from tune.report import Axis, Report, build_report, write_report
-from tune.search import run_searches
-from tune.studies import Study, best_trial, searched, trial_job
+from tune.searches import Searched
+from tune.studies import searched
 from tune.workers import Job, WorkerPool
 
 _SAMPLES = 16
@@ -107,86 +105,6 @@ def make_workload(
     )
 
 
-@dataclass(frozen=True)
-class Searched:
-    """A finished study."""
-
-    study: Study
-    trials: tuple[Record, ...]
-    """In the order in which they were suggested."""
-    best: Record
-    """The best trial by validation."""
-
-
-def search(
-    experiment: Experiment,
-    suite: Suite,
-    workload: Workload,
-    pool: WorkerPool,
-    store: RecordStore,
-    display: Display,
-) -> list[Searched]:
-    """Search the parameters of every method that has some."""
-    rank = merged_rank(suite)
-    studies = [
-        Study(
-            method,
-            seed,
-            experiment.effective_trials,
-            rank,
-            len(suite.tasks),
-            tuple(experiment.settings_of(suite, method).items()),
-        )
-        for seed in range(experiment.seeds)
-        for method in experiment.methods
-        if searched(methods[method])
-    ]
-    journals = {study: _journal_path(experiment, study, workload) for study in studies}
-    missing = [study for study in studies if not journals[study].exists()]
-    total = sum(study.trials for study in studies)
-    before = len(store.keys(Kind.TRIAL))
-    with display.stage(
-        "search", total, sum(s.trials for s in studies if s not in missing)
-    ) as stage:
-        if missing:
-            scratch = experiment.folder / "tune"
-            found = run_searches(missing, workload, pool.handles, scratch, stage.advance)
-            for study, keys in found.items():
-                write_json(journals[study], {"study": asdict(study), "trials": keys})
-        done = len(store.keys(Kind.TRIAL)) - before
-        stage.count(done=done, reused=total - done)
-    tasks = [task.name for task in suite.tasks]
-    finished = []
-    for study in studies:
-        keys = json.loads(journals[study].read_text(encoding="utf-8"))["trials"]
-        trials = tuple(_recorded(store, Kind.TRIAL, key) for key in keys)
-        finished.append(Searched(study, trials, best_trial(trials, tasks)))
-    return finished
-
-
-def _journal_path(experiment: Experiment, study: Study, workload: Workload) -> Path:
-    """Where a finished study's trials are listed, under a name that says what determined them."""
-    key = content_key(
-        [
-            asdict(study),
-            workload.inputs_of(study.seed),
-            source_hash("tune.search", "tune.studies"),
-            library_versions("optuna", "ray"),
-        ]
-    )
-    return experiment.folder / "records" / "search" / f"{study.method}-seed{study.seed}-{key}.json"
-
-
-def _recorded(store: RecordStore, kind: Kind, key: str) -> Record:
-    record = store.get(kind, key)
-    if record is None:
-        raise FileNotFoundError(
-            f"the record of {kind} {key} was written, but {store.root} does not have it; the run "
-            f"folder must lie on storage that all machines share, and keep what is in it"
-        )
-    return record
-
-
 def evaluation_jobs(experiment: Experiment, winners: Sequence[Searched]) -> list[ScoreJob]:
     """Every row of the table: references, published settings, and each search's winner."""
     jobs = []
@@ -205,7 +123,7 @@ def evaluation_jobs(experiment: Experiment, winners: Sequence[Searched]) -> list
     for winner in winners:
         study = winner.study
         published = tuple(study.published.as_dict().items())
-        tuned = trial_job(study, winner.best.params, 0).params
+        tuned = tuple(winner.best.params.items())
         variants = {Variant.PUBLISHED: published} if experiment.published_rows else {}
         for variant, params in {**variants, Variant.TUNED: tuned}.items():
             jobs.append(ScoreJob(Purpose.FINAL, study.method, variant, study.seed, params))
@@ -243,13 +161,13 @@ def evaluate(
             on_done=lambda _index, _accuracy: stage.advance(),
         )
         for merge in missing:
-            known[merge] = _recorded(store, Kind.EVALUATION, rows[merge][0].key(workload))
+            known[merge] = store.expect(Kind.EVALUATION, rows[merge][0].key(workload))
         for merge, alike in rows.items():
             for job in alike:
                 if store.get(Kind.EVALUATION, job.key(workload)) is None:
                     store.add_again(known[merge], job.variant)
                     stage.advance(done=0)
-    return [_recorded(store, Kind.EVALUATION, key) for key in keys]
+    return [store.expect(Kind.EVALUATION, key) for key in keys]
 
 
 def measure_geometry(

@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
+from torch import Tensor
 
 from apgd import numerics
 from apgd.data import Split
 from apgd.errors import InputError
 from apgd.finetune import ExpertSpec, finetune
+from apgd.methods import Value
+from apgd.projective import task_bases
 from apgd.source import source_hash
 from apgd.suites import suites
 from apgd.training_statistics import StatisticSpec, collect_to
@@ -32,7 +37,8 @@ from tune.dispatch import Running, dispatch
 from tune.evaluators import Evaluator, ScoreJob, Workload
 from tune.experiment import run_id
 from tune.geometry import measure
-from tune.studies import Study, trial_job
+from tune.studies import Study
+from tune.trials import Trial, TrialScorer
 
 _RESTARTS = 5
 _POLL_SECONDS = 0.5
@@ -69,6 +75,26 @@ class Introduction:
     """Identifier of the run folder as seen from there; None where it sees none."""
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a search have in common, put into Ray's object store once."""
+
+    studies: tuple[Study, ...]
+    keys: tuple[str, ...]
+    """The studies' keys, see `Study.key`."""
+    workload: Workload
+    bases: dict[int, ray.ObjectRef[dict[str, list[np.ndarray]]]]
+    """By seed and matrix: every expert's leading left singular vectors, (m, k) float32. All workers
+    of a node read the same memory."""
+
+
+def _as_tensors(arrays: dict[str, list[np.ndarray]]) -> dict[str, list[Tensor]]:
+    """Views of arrays that lie in shared memory, which is read-only; nobody writes to a basis."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: [torch.from_numpy(a) for a in of] for name, of in arrays.items()}
+
+
 class Worker:
     """What runs in a worker process."""
 
@@ -78,6 +104,7 @@ class Worker:
         self._device = assigned_device()
         self._progress = (0, 0)
         self._evaluator: Evaluator | None = None
+        self._trials: TrialScorer | None = None
 
     def introduce(self, run_dir: Path) -> Introduction:
         """What the driver must know before it hands out work."""
@@ -119,27 +146,41 @@ class Worker:
     def score(self, workload: Workload, job: ScoreJob) -> float:
         """Score a merge or a reference row and put the record on disk; its mean accuracy."""
         numerics.configure(self._threads)
-        if self._evaluator is None or self._evaluator.workload != workload:
-            self._evaluator = Evaluator(workload, self._device)
-        return self._evaluator.run(job)
+        return self._evaluator_of(workload).run(job)
 
     def measure(self, workload: Workload, job: ScoreJob) -> None:
         """Hold the task vectors of a seed, or a merge against them, and write down what comes."""
         numerics.configure(self._threads)
-        if self._evaluator is None or self._evaluator.workload != workload:
-            self._evaluator = Evaluator(workload, self._device)
-        measure(self._evaluator, job)
+        measure(self._evaluator_of(workload), job)
+
+    def decompose(self, workload: Workload, seed: int, name: str, count: int) -> list[np.ndarray]:
+        """Leading left singular vectors of a matrix's task vectors, (m, at most `count`) each."""
+        numerics.configure(self._threads)
+        tau = self._evaluator_of(workload).task_vectors(seed)[name]
+        return [basis.cpu().numpy() for basis in task_bases(tau, count)]
 
     def score_trial(
         self,
-        shared: tuple[Sequence[Study], Workload],
+        shared: Shared,
         study: int,
-        params: dict[str, float | int],
         number: int,
-    ) -> float:
-        """Score one trial of a search; its mean accuracy on validation data."""
-        studies, workload = shared
-        return self.score(workload, trial_job(studies[study], params, number))
+        params: dict[str, Value],
+        rung: int,
+    ) -> tuple[float, ...]:
+        """Judge a rung of one trial of a search; the objectives of its best setting."""
+        numerics.configure(self._threads)
+        evaluator = self._evaluator_of(shared.workload)
+        if self._trials is None or self._trials.workload != shared.workload:
+            self._trials = TrialScorer(evaluator)
+            for seed, arrays in shared.bases.items():
+                self._trials.share_bases(seed, _as_tensors(ray.get(arrays)))
+        trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
+        return self._trials.rung(trial, rung).values
+
+    def _evaluator_of(self, workload: Workload) -> Evaluator:
+        if self._evaluator is None or self._evaluator.workload != workload:
+            self._evaluator = Evaluator(workload, self._device)
+        return self._evaluator
 
     def progress(self) -> tuple[int, int]:
         """Steps done and total of the training under way."""

@@ -41,6 +41,12 @@ class SplitReader:
         self.reads: Counter[str] = Counter()
         """How often examples were read, by split; `SPLIT, unlabelled` where only their inputs."""
 
+    def whole(self) -> "SplitReader":
+        """The same without the share; reads through it count here too."""
+        other = SplitReader(self._source, self._allowed, self._limit)
+        other.reads = self.reads
+        return other
+
     def examples(self, task: str, split: Split) -> Examples:
         """The examples of a task's split.
 

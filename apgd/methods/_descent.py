@@ -40,6 +40,16 @@ class Modifications:
         if exact:
             self._kept[None] = exact
 
+    def reaches(self, iterations: int | None) -> bool:
+        """Whether Δ after so many iterations is there, or lies ahead; None is the exact one."""
+        if iterations is None or not self._descents:
+            return iterations in self._kept
+        return iterations in self._kept or iterations >= self._done
+
+    @property
+    def _done(self) -> int:
+        return max((found for found in self._kept if found is not None), default=0)
+
     def at(self, iterations: int | None) -> dict[str, Tensor]:
         """Δ of every matrix, (m, n), after so many iterations; None for the exact one.
 
@@ -48,9 +58,10 @@ class Modifications:
         """
         if iterations in self._kept:
             return self._kept[iterations]
-        done = max((a for a in self._kept if a is not None), default=0)
-        if iterations is None or not self._descents or iterations < done:
-            raise ValueError(f"iterations must grow from {done}, but {iterations} were asked for")
+        if iterations is None or not self.reaches(iterations):
+            raise ValueError(
+                f"iterations must grow from {self._done}, but {iterations} were asked for"
+            )
         for descent in self._descents.values():
             descent.advance(iterations)
         kept = {name: descent.delta.clone() for name, descent in self._descents.items()}

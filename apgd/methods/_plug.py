@@ -92,7 +92,12 @@ def plugged(inner: Method) -> Method:
 def _sweep(inner: Method, params: PluggedParams) -> Sweep | None:
     if inner.needs is not Need.NOTHING or not growing(params.apgd):
         return None
-    return Sweep(growing=f"{_PREFIX}iterations", late=(), begin=partial(_Run, inner))
+    return Sweep(
+        growing=f"{_PREFIX}iterations",
+        late=(),
+        bases=f"{_PREFIX}basis_size",
+        begin=partial(_Run, inner),
+    )
 
 
 class _Run(Trajectory):
@@ -101,6 +106,10 @@ class _Run(Trajectory):
     def __init__(self, inner: Method, shared: SharedWork, params: PluggedParams) -> None:
         self._inner, self._shared, self._params = inner, shared, params
         self._modifications = Modifications(shared, params.apgd)
+
+    def reaches(self, amount: int | None) -> bool:
+        """Whether Δ after so many iterations can be had."""
+        return self._modifications.reaches(amount)
 
     def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:  # noqa: ARG002
         """θ − θ_0 after so many iterations."""

@@ -54,6 +54,10 @@ class _Run(Trajectory):
         self._shared = shared
         self._modifications = Modifications(shared, params)
 
+    def reaches(self, amount: int | None) -> bool:
+        """Whether Δ after so many iterations can be had."""
+        return self._modifications.reaches(amount)
+
     def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:
         """θ − θ_0 after so many iterations, at a keep ratio."""
         thresholds = self._shared.magnitude_thresholds(late["keep_ratio"])
@@ -70,7 +74,10 @@ class _Run(Trajectory):
 
 def _sweep(params: DogeTaParams) -> Sweep:
     return Sweep(
-        growing="iterations" if growing(params) else None, late=("keep_ratio",), begin=_Run
+        growing="iterations" if growing(params) else None,
+        late=("keep_ratio",),
+        bases="basis_size",
+        begin=_Run,
     )
 
 

@@ -1,0 +1,288 @@
+"""The stage that searches every method's parameters."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+import ray
+
+from apgd.errors import InputError
+from apgd.methods import methods
+from apgd.suites import Suite
+from apgd.task_vectors import TaskVectors
+from tune.evaluators import Workload
+from tune.experiment import Experiment, merged_rank, run_id
+from tune.objectives import Objective
+from tune.progress import Display
+from tune.records import Kind, Record, RecordStore, Variant
+from tune.sampling import Outcome, Sampling
+from tune.search import run_searches
+from tune.studies import Study, best_trial, searched
+from tune.trials import Trial, rungs_done
+from tune.workers import Job, Shared, WorkerPool
+
+_STORE_SHARE = 0.5
+"""Singular vectors are shared where they take no more of the object store than this."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished study."""
+
+    study: Study
+    trials: tuple[Record, ...]
+    """In the order in which they were suggested."""
+    best: Record
+    """The best trial by validation."""
+
+
+def search(
+    experiment: Experiment,
+    suite: Suite,
+    workload: Workload,
+    pool: WorkerPool,
+    store: RecordStore,
+    display: Display,
+) -> list[Searched]:
+    """Search the parameters of every method that has some."""
+    rank = merged_rank(suite)
+    studies = [
+        Study(
+            method,
+            seed,
+            experiment.effective_trials,
+            rank,
+            len(suite.tasks),
+            tuple(experiment.settings_of(suite, method).items()),
+            sampler=experiment.sampler,
+            objectives=experiment.objectives,
+            rungs=experiment.rungs,
+            at_once=experiment.at_once,
+        )
+        for seed in range(experiment.seeds)
+        for method in experiment.methods
+        if searched(methods[method])
+    ]
+    return search_studies(studies, experiment, suite, workload, pool, store, display)
+
+
+def search_studies(
+    studies: Sequence[Study],
+    experiment: Experiment,
+    suite: Suite,
+    workload: Workload,
+    pool: WorkerPool,
+    store: RecordStore,
+    display: Display,
+) -> list[Searched]:
+    """Run what is left of some studies.
+
+    Raises:
+        RuntimeError: where every trial of a study failed that could have been its best.
+    """
+    # Where a run of a method goes through all of its settings, one is enough.
+    studies = [study if study.space else replace(study, trials=1) for study in studies]
+    if any(Objective.UNSEEN in study.objectives for study in studies) and not suite.unseen:
+        raise InputError(f"unseen tasks cannot be an objective, for suite {suite.name} has none")
+    keys = [study_key(study, experiment, workload) for study in studies]
+    samplings = [
+        Sampling(study, _storage_name(suite, study, key), storage)
+        for storage in [open_storage(experiment)]
+        for study, key in zip(studies, keys, strict=True)
+    ]
+    left = [i for i, sampling in enumerate(samplings) if not sampling.finished]
+    total = sum(study.trials for study in studies)
+    with display.stage(
+        "search", total, sum(min(s.written, s.study.trials) for s in samplings)
+    ) as stage:
+        if left:
+            some = [studies[i] for i in left]
+
+            def on_finish(index: int, number: int, outcome: Outcome) -> Mapping[str, Any]:
+                stage.advance()
+                sampling, key = samplings[left[index]], keys[left[index]]
+                params = sampling.params(number)
+                trial = Trial(sampling.study, key, number, tuple(params.items()))
+                record = trial_record(trial, outcome, workload)
+                store.add(record)
+                return {"record": record.key, **_notes(record)}
+
+            shared = Shared(
+                studies=tuple(some),
+                keys=tuple(keys[i] for i in left),
+                workload=workload,
+                bases=shared_bases(some, suite, workload, pool, display),
+            )
+            scratch = experiment.folder / "tune"
+            run_searches([samplings[i] for i in left], shared, pool.handles, scratch, on_finish)
+    return [_searched(sampling, store, display) for sampling in samplings]
+
+
+def _searched(sampling: Sampling, store: RecordStore, display: Display) -> Searched:
+    study = sampling.study
+    trials = tuple(
+        store.expect(Kind.TRIAL, sampling.notes(number)["record"]) for number in range(study.trials)
+    )
+    failed = [trial for trial in trials if not trial.scores]
+    reasons = "; ".join(dict.fromkeys(str(trial.details["error"]) for trial in failed))
+    if len(failed) == len(trials):
+        raise RuntimeError(f"every trial of {study.name} failed: {reasons}")
+    if failed:
+        display.say(f"{len(failed)} of {len(trials)} trials of {study.name} failed: {reasons}")
+    return Searched(study, trials, best_trial(trials))
+
+
+def trial_record(trial: Trial, outcome: Outcome, workload: Workload) -> Record:
+    """What became of a trial, as a record.
+
+    Its parameters and scores are those of its best setting at the last rung that it reached.
+    """
+    study = trial.study
+    done = rungs_done(trial, workload.run_dir)[: len(outcome.rungs)]
+    details: dict[str, Any] = {"number": trial.number, "reads": {}}
+    if outcome.error is not None:
+        details["error"] = outcome.error
+    elif done:
+        details |= {
+            "share": done[-1].share,
+            "stopped": not outcome.complete,
+            "objectives": dict(zip(study.objectives, done[-1].values, strict=True)),
+            "rungs": [
+                {
+                    "share": rung.share,
+                    "best": rung.best,
+                    "settings": [
+                        {
+                            "params": judged.setting,
+                            "objectives": dict(zip(study.objectives, judged.values, strict=True)),
+                        }
+                        for judged in rung.judged
+                    ],
+                }
+                for rung in done
+            ],
+            "reads": _sums(rung.reads for rung in done),
+        }
+    succeeded = outcome.error is None and bool(done)
+    return Record(
+        kind=Kind.TRIAL,
+        method=study.method,
+        variant=Variant.TUNED,
+        seed=study.seed,
+        params=study.whole(dict(trial.params), done[-1].setting if succeeded else None),
+        inputs={**workload.inputs_of(study.seed), "trial": f"{trial.key}#{trial.number}"},
+        scores=done[-1].scores if succeeded else {},
+        seconds=_sums(rung.seconds for rung in done),
+        details=details,
+    )
+
+
+def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for of_rung in counts:
+        for name, count in of_rung.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _notes(record: Record) -> dict[str, Any]:
+    """What is shown of a trial beside its parameters, where a study is looked at in Optuna."""
+    if not record.scores:
+        return {}
+    params = {f"best/{name}": value for name, value in record.params.items()}
+    return {**params, **record.scores, "share": record.details["share"]}
+
+
+def study_key(study: Study, experiment: Experiment, workload: Workload) -> str:
+    """Hash of space, objectives, suite, data, experts, code and run folder."""
+    inputs = {
+        **workload.inputs_of(study.seed),
+        "suite": workload.suite,
+        "run": run_id(experiment.folder),
+    }
+    return study.key(inputs)
+
+
+def _storage_name(suite: Suite, study: Study, key: str) -> str:
+    """What the study is called in the storage."""
+    searched_with = "" if study.search_seed is None else f"-search{study.search_seed}"
+    return f"{suite.name}/{study.name}{searched_with}/{key}"
+
+
+def storage_url(experiment: Experiment) -> str:
+    """Where studies are kept: the chosen database, or else one in the run folder."""
+    return experiment.storage or f"sqlite:///{(experiment.folder / 'studies.db').resolve()}"
+
+
+def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
+    """The storage of the experiment's studies.
+
+    Raises:
+        InputError: where it cannot be opened.
+    """
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    from tune.experiment import without_credentials
+
+    url = storage_url(experiment)
+    try:
+        return optuna.storages.RDBStorage(url)
+    except (SQLAlchemyError, ArgumentError, ImportError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"--storage must be a database that Optuna can open, for example "
+            f"sqlite:///studies.db, but {without_credentials(url)} is not: "
+            f"{without_credentials(reason)}"
+        ) from error
+
+
+def shared_bases(
+    studies: Sequence[Study],
+    suite: Suite,
+    workload: Workload,
+    pool: WorkerPool,
+    display: Display,
+) -> dict[int, ray.ObjectRef[Any]]:
+    """Singular vectors for the largest k of every seed's studies, once per expert and matrix.
+
+    They lie in Ray's object store, from where every worker of a node reads the same memory; where
+    they would take too much of it, each worker computes its own.
+    """
+    most: dict[int, int] = {}
+    for study in studies:
+        if study.bases:
+            most[study.seed] = max(study.bases, most.get(study.seed, 0))
+    if not most:
+        return {}
+    base = suite.base_path()
+    vectors = TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
+    needed = sum(basis_bytes(vectors, k, len(suite.tasks)) for k in most.values())
+    room = min(
+        node["Resources"].get("object_store_memory", 0.0)
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    )
+    if needed > _STORE_SHARE * room:
+        display.say(
+            f"singular vectors take {needed / 2**30:.1f} GiB, too much for an object store of "
+            f"{room / 2**30:.1f} GiB: each worker computes its own"
+        )
+        return {}
+    names = vectors.largest_first()
+    wanted = [(seed, name) for seed in most for name in names]
+    with display.stage("singular vectors", len(wanted)) as stage:
+        found = pool.run(
+            [Job("decompose", (workload, seed, name, most[seed])) for seed, name in wanted],
+            on_done=lambda _index, _bases: stage.advance(),
+        )
+    by_seed: dict[int, dict[str, Any]] = {seed: {} for seed in most}
+    for (seed, name), bases in zip(wanted, found, strict=True):
+        by_seed[seed][name] = bases
+    return {seed: ray.put(bases) for seed, bases in by_seed.items()}
+
+
+def basis_bytes(vectors: TaskVectors, count: int, experts: int) -> int:
+    """Size in bytes of the leading singular vectors of every expert and matrix."""
+    sizes = (vectors.shape(name) for name in vectors.names)
+    return sum(4 * rows * min(count, rows, columns) * experts for rows, columns in sizes)

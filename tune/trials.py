@@ -1,0 +1,219 @@
+"""Trials of a search, rung by rung, where the task vectors are."""
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from apgd.checkpoints import is_finite
+from apgd.data import Split
+from apgd.data.reader import SplitReader
+from apgd.files import write_json
+from apgd.methods import Value, methods
+from apgd.shared_work import Bases, SharedWork
+from apgd.sweep import Trajectory
+from apgd.task_vectors import Delta
+from tune.evaluators import Evaluator, Purpose, ScoreJob, Workload
+from tune.objectives import Objective, ValidationScores, objective_value
+from tune.records import Variant
+from tune.rungs import Judged, RungResult, Setting, settings_at
+from tune.studies import Params, Study
+
+_TRAJECTORIES = 2
+"""Trials whose merge is kept between rungs: one is scored while another waits for its verdict."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a study."""
+
+    study: Study
+    key: str
+    """The study's key, see `Study.key`."""
+    number: int
+    params: tuple[tuple[str, Value], ...]
+    """What was suggested."""
+
+    def path(self, run_dir: Path) -> Path:
+        """Where its rungs are kept as they are done."""
+        return run_dir / "records" / "rungs" / self.key / f"{self.number}.json"
+
+    def settings(self) -> Params:
+        """All parameters of the method; those of its sweep with their published values."""
+        return self.study.whole(dict(self.params))
+
+
+def rungs_done(trial: Trial, run_dir: Path) -> list[RungResult]:
+    """The rungs of a trial that are on disk."""
+    path = trial.path(run_dir)
+    if not path.exists():
+        return []
+    return [RungResult.from_json(values) for values in json.loads(path.read_text("utf-8"))]
+
+
+class TrialScorer:
+    """Judges trials; the last ones' merges are kept, so that they can go on.
+
+    Args:
+        evaluator: has the model, heads, examples and task vectors.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._shared: dict[int, SharedWork] = {}
+        self._running: OrderedDict[tuple[str, int], Trajectory] = OrderedDict()
+        self._experts: dict[int, dict[str, float]] = {}
+
+    @property
+    def workload(self) -> Workload:
+        """What the scores have in common."""
+        return self._evaluator.workload
+
+    def share_bases(self, seed: int, bases: Bases) -> None:
+        """Take over the singular vectors of a seed's task vectors, which others have computed."""
+        if seed not in self._shared:
+            self._shared[seed] = SharedWork(self._evaluator.task_vectors(seed), bases)
+
+    def rung(self, trial: Trial, rung: int) -> RungResult:
+        """Judge a rung of a trial, and those before it that are not on disk yet.
+
+        Raises:
+            RuntimeError: where merged weights, or an objective, are not finite.
+        """
+        run_dir = self.workload.run_dir
+        done = rungs_done(trial, run_dir)
+        while len(done) <= rung:
+            done.append(self._judge(trial, done))
+            write_json(trial.path(run_dir), [asdict(result) for result in done])
+        return done[rung]
+
+    def _judge(self, trial: Trial, earlier: Sequence[RungResult]) -> RungResult:
+        study, method = trial.study, methods[trial.study.method]
+        share = study.rungs.shares[len(earlier)]
+        own = trial.settings()
+        wanted = settings_at(study.rungs, method, own, earlier, keep_own=trial.number == 0)
+        reader = self._evaluator.reader(Purpose.SEARCH, share)
+        judged: list[Judged] = []
+        cells: list[Mapping[str, float]] = []
+        seconds = {"merge": 0.0, "score": 0.0}
+        for setting in wanted:
+            known = _known(earlier, setting, share)
+            if known is not None:
+                judged.append(known)
+                cells.append(earlier[-1].scores)
+                continue
+            started = time.perf_counter()
+            delta = self._delta(trial, setting, reader)
+            merged = time.perf_counter()
+            found = self._scores(study, delta, reader)
+            values = tuple(objective_value(o, found) for o in study.objectives)
+            judged.append(Judged(setting=setting, values=values))
+            cells.append(_cells(found))
+            seconds["merge"] += merged - started
+            seconds["score"] += time.perf_counter() - merged
+        best = max(range(len(judged)), key=lambda i: (judged[i].values[0], -i))
+        return RungResult(
+            share=share, judged=tuple(judged), best=best, scores=cells[best],
+            seconds=seconds, reads=dict(reader.reads),
+        )  # fmt: skip
+
+    def _delta(self, trial: Trial, setting: Setting, reader: SplitReader) -> Delta:
+        """θ − θ_0 of a trial at a setting, going on from what is kept of its merge."""
+        place = (trial.key, trial.number)
+        method = methods[trial.study.method]
+        sweep = method.sweep(method.parse(trial.settings()))
+        growing = None if sweep is None else sweep.growing
+        amount = None if growing is None else int(setting[growing] or 0)
+        late = {name: value for name, value in setting.items() if name != growing}
+        run = self._running.get(place)
+        if run is None or not run.reaches(amount):
+            run = self._begin(trial, reader)
+        self._running[place] = run
+        self._running.move_to_end(place)
+        while len(self._running) > _TRAJECTORIES:
+            self._running.popitem(last=False)
+        delta = run.delta(amount, late)
+        for name, change in delta.items():
+            if not is_finite(change):
+                raise RuntimeError(f"merged weights must be finite, but those of {name} are not")
+        return delta
+
+    def _begin(self, trial: Trial, reader: SplitReader) -> Trajectory:
+        study, method = trial.study, methods[trial.study.method]
+        params = method.parse(trial.settings())
+        sweep = method.sweep(params)
+        if sweep is not None:
+            return sweep.begin(self._shared_work(study.seed), params)
+        job = ScoreJob(
+            Purpose.SEARCH, study.method, Variant.TUNED, study.seed,
+            tuple(params.as_dict().items()),
+        )  # fmt: skip
+        return Merged(self._evaluator.delta(job, reader.whole()))
+
+    def _shared_work(self, seed: int) -> SharedWork:
+        if seed not in self._shared:
+            self._shared[seed] = SharedWork(self._evaluator.task_vectors(seed))
+        return self._shared[seed]
+
+    def _scores(self, study: Study, delta: Delta, reader: SplitReader) -> ValidationScores:
+        evaluator = self._evaluator
+        experts = self._of_experts(study) if Objective.WORST_TASK in study.objectives else {}
+        evaluator.load(delta)
+        tasks = tuple(evaluator.workload.experts_of(study.seed))
+        unseen = evaluator.unseen if Objective.UNSEEN in study.objectives else ()
+
+        def mean(task: str) -> float:
+            return evaluator.score(task, reader.examples(task, Split.VALIDATION))
+
+        return ValidationScores(
+            split=Split.VALIDATION,
+            merged={task: mean(task) for task in tasks},
+            unseen={task: mean(task) for task in unseen},
+            experts=experts,
+        )
+
+    def _of_experts(self, study: Study) -> dict[str, float]:
+        """Every merged task's own expert on all of the task's validation examples."""
+        if study.seed not in self._experts:
+            evaluator, reader = self._evaluator, self._evaluator.reader(Purpose.SEARCH)
+            self._experts[study.seed] = {
+                task: evaluator.expert_score(
+                    study.seed, task, reader.examples(task, Split.VALIDATION)
+                )
+                for task in evaluator.workload.experts_of(study.seed)
+            }
+        return self._experts[study.seed]
+
+
+class Merged(Trajectory):
+    """A merge that has no settings.
+
+    Args:
+        delta: θ − θ_0.
+    """
+
+    def __init__(self, delta: Delta) -> None:
+        self._delta = delta
+
+    def reaches(self, amount: int | None) -> bool:
+        """Always, for there is none."""
+        return amount is None
+
+    def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:  # noqa: ARG002
+        """θ − θ_0."""
+        return self._delta
+
+
+def _known(earlier: Sequence[RungResult], setting: Setting, share: float) -> Judged | None:
+    """What is known of a setting from a rung with the same share."""
+    same = (judged for rung in earlier if rung.share == share for judged in rung.judged)
+    return next((judged for judged in same if judged.setting == setting), None)
+
+
+def _cells(scores: ValidationScores) -> dict[str, float]:
+    """Scores by cell, as records have them."""
+    named = {**scores.merged, **scores.unseen}
+    return {f"{scores.split}/{task}": score for task, score in named.items()}
