@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray._private import ray_constants
 
 from apgd.errors import InputError
+from apgd.machine import free_memory
 
 _OBJECT_STORE_BYTES = 200 * 2**20
+_STORE_SHARE = 0.3
+"""Of the free memory, for the object store of a Ray that is started here."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def ray_session(
     cpus: int | None = None,
     dashboard: bool = False,
     most_workers: int = 8,
+    shared_bytes: int = 0,
 ) -> Iterator[Cluster]:
     """Join a cluster or start Ray on this machine, for the length of a `with` block.
 
@@ -96,12 +101,13 @@ def ray_session(
         cpus: CPUs to use of this machine when Ray is started here; all, where None.
         dashboard: whether a Ray started here serves its dashboard, on localhost.
         most_workers: see `plan`.
+        shared_bytes: what workers will share in the object store.
 
     Raises:
         InputError: where no cluster answers at `address`, or it has no CPUs.
     """
     _silence_loggers()
-    joined = _connect(address, cpus, dashboard)
+    joined = _connect(address, cpus, dashboard, shared_bytes)
     try:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
@@ -112,7 +118,7 @@ def ray_session(
         ray.shutdown()
 
 
-def _connect(address: str | None, cpus: int | None, dashboard: bool) -> bool:
+def _connect(address: str | None, cpus: int | None, dashboard: bool, shared_bytes: int) -> bool:
     """Connect; whether the cluster was there before."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     asked = address or os.environ.get("RAY_ADDRESS")
@@ -138,10 +144,16 @@ def _connect(address: str | None, cpus: int | None, dashboard: bool) -> bool:
             num_cpus=cpus,
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
+            object_store_memory=_store_bytes(shared_bytes),
             **quiet,
         )
     return False
+
+
+def _store_bytes(shared: int) -> int:
+    """Room for what is shared twice over, as far as memory allows."""
+    most = int(_STORE_SHARE * free_memory(torch.device("cpu")))
+    return max(_OBJECT_STORE_BYTES, min(_OBJECT_STORE_BYTES + 2 * shared, most))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tune import interrupts
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
+_STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues)
 
 
 class HasDebug(Protocol):
@@ -43,7 +44,7 @@ def run_command(
     chosen = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in chosen
     try:
-        parsed = tyro.cli(settings, prog=prog, args=chosen, config=(tyro.conf.FlagCreatePairsOff,))
+        parsed = tyro.cli(settings, prog=prog, args=chosen, config=_STYLE)
         with interrupts.noted():
             run(parsed, console)
             interrupts.check()

@@ -66,7 +66,7 @@ class Experiment:
     """What the search maximises on validation data; with several it has a Pareto front, and the
     first one chooses the tuned row."""
     stopping: bool = True
-    """Stop trials that fall behind others before they were judged on all validation data."""
+    """Whether trials that fall behind are stopped; otherwise all are judged on all validation data."""
     at_once: int = 8
     """Trials of a search that may be under way at a time; a suggestion knows the results of all but
     the last so many before it, so that results do not depend on the number of workers."""
@@ -123,6 +123,14 @@ class Experiment:
         if len(set(self.references)) != len(self.references):
             raise InputError(f"references must not repeat, but got {', '.join(self.references)}")
         suite = self.full_suite
+        if Objective.UNSEEN in self.objectives and not suite.unseen:
+            raise InputError(
+                f"objectives must not hold {Objective.UNSEEN} where a suite has no unseen tasks, "
+                f"as {suite.name} has none"
+            )
+        if not self.objectives or len(set(self.objectives)) != len(self.objectives):
+            listed = ", ".join(self.objectives) or "none"
+            raise InputError(f"objectives must be one or more different ones, but got {listed}")
         if self.experts != OWN:
             ForeignExperts(suite, self.experts)
             if self.seeds != 1:

@@ -26,11 +26,26 @@ Experts = Mapping[tuple[int, str], Expert]
 
 
 def prepare_data(
-    suite: Suite, pool: WorkerPool, display: Display, *, corrupted: bool = True
+    suite: Suite,
+    pool: WorkerPool,
+    display: Display,
+    *,
+    corrupted: bool = True,
+    unseen_validation: bool = False,
 ) -> dict[tuple[str, str], str]:
-    """Make every split's examples ready, downloaded corruptions too where wanted; their hashes."""
+    """Make every split's examples ready; their hashes.
+
+    Args:
+        suite: whose examples.
+        pool: the workers.
+        display: where progress is shown.
+        corrupted: whether downloaded corruptions are wanted too.
+        unseen_validation: whether validation examples of the unseen tasks are wanted too.
+    """
     wanted: list[tuple[str, str]] = [(t.name, split) for t in suite.tasks for split in Split]
     wanted += [(task.name, Split.TEST) for task in suite.unseen]
+    if unseen_validation:
+        wanted += [(task.name, Split.VALIDATION) for task in suite.unseen]
     jobs = [Job("prepare", (suite.name, task, split)) for task, split in wanted]
     # Those that are computed follow from the test split.
     download = corrupted and suite.datasets()

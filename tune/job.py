@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from tune.cluster import ray_session
-from tune.experiment import Experiment, check, exclusive, scoring_bytes
+from tune.experiment import Experiment, check, exclusive, scoring_bytes, without_credentials
 from tune.experts import (
     collect_statistics,
     prepare_data,
@@ -13,10 +13,11 @@ from tune.experts import (
     train_experts,
 )
 from tune.manifest import Manifest
+from tune.objectives import Objective
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.console import as_rich
-from tune.searches import search
+from tune.searches import bases_bytes, search, studies_of
 from tune.stages import (
     evaluate,
     evaluation_jobs,
@@ -24,6 +25,7 @@ from tune.stages import (
     measure_geometry,
     report,
 )
+from tune.storage import open_storage, storage_url
 from tune.tracking import Tracker, synchronise
 from tune.workers import WorkerPool
 
@@ -42,12 +44,14 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         display = stack.enter_context(Display(console))
         display.say(f"apgd {suite.name}: {suite.title}")
         display.say(f"results go to {experiment.folder}")
+        open_storage(experiment)  # before work starts: a database that cannot be opened
         cluster = stack.enter_context(
             ray_session(
                 address=experiment.address,
                 cpus=experiment.cpus,
                 dashboard=experiment.dashboard,
                 most_workers=len(suite.tasks),
+                shared_bytes=bases_bytes(studies_of(experiment, suite), suite),
             )
         )
         display.say(str(cluster))
@@ -56,7 +60,11 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         workers = pool.introduce(experiment.folder, scoring_bytes(suite))
 
         # Experts come in, task vectors are made, ...
-        hashes = prepare_data(suite, pool, display, corrupted=experiment.corruptions)
+        hashes = prepare_data(
+            suite, pool, display,
+            corrupted=experiment.corruptions,
+            unseen_validation=Objective.UNSEEN in experiment.objectives,
+        )  # fmt: skip
         experts = train_experts(experiment, suite, hashes, pool, workers, display)
         expert_keys = record_experts(experts, store)
 
@@ -84,5 +92,6 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         ("report", experiment.folder / "report.html"),
         ("records", experiment.folder / "records"),
         ("MLflow", tracker.how_to_look),
+        ("search", f"uvx optuna-dashboard {without_credentials(storage_url(experiment))}"),
     ):
         console.print(f"{what:<8}{where}", highlight=False, markup=False, soft_wrap=True)

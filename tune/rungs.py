@@ -25,7 +25,7 @@ class Rungs:
     """Share of every task's validation examples, by rung; the last is 1."""
     growth: tuple[float, ...] = (1 / 8, 1 / 2, 1.0)
     """Share of the growing parameter's published value, by rung; the last is 1."""
-    narrowing: int = 3
+    narrowing: int = 4
     """Of a rung's settings, one in so many goes on to the next; 1 drops none."""
     reduction: int = 3
     """A trial goes on where it is among the best of so many, as successive halving has it; 1 stops

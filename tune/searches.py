@@ -4,20 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import optuna
 import ray
 
-from apgd.errors import InputError
 from apgd.methods import methods
 from apgd.suites import Suite
 from apgd.task_vectors import TaskVectors
 from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
-from tune.objectives import Objective
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.sampling import Outcome, Sampling
 from tune.search import run_searches
+from tune.storage import open_storage
 from tune.studies import Study, best_trial, searched
 from tune.trials import Trial, rungs_done
 from tune.workers import Job, Shared, WorkerPool
@@ -46,8 +44,14 @@ def search(
     display: Display,
 ) -> list[Searched]:
     """Search the parameters of every method that has some."""
+    studies = studies_of(experiment, suite)
+    return search_studies(studies, experiment, suite, workload, pool, store, display)
+
+
+def studies_of(experiment: Experiment, suite: Suite) -> list[Study]:
+    """An experiment's studies: every method that has something to search, at every seed."""
     rank = merged_rank(suite)
-    studies = [
+    return [
         Study(
             method,
             seed,
@@ -64,7 +68,6 @@ def search(
         for method in experiment.methods
         if searched(methods[method])
     ]
-    return search_studies(studies, experiment, suite, workload, pool, store, display)
 
 
 def search_studies(
@@ -83,12 +86,10 @@ def search_studies(
     """
     # Where a run of a method goes through all of its settings, one is enough.
     studies = [study if study.space else replace(study, trials=1) for study in studies]
-    if any(Objective.UNSEEN in study.objectives for study in studies) and not suite.unseen:
-        raise InputError(f"unseen tasks cannot be an objective, for suite {suite.name} has none")
     keys = [study_key(study, experiment, workload) for study in studies]
+    storage = open_storage(experiment)
     samplings = [
         Sampling(study, _storage_name(suite, study, key), storage)
-        for storage in [open_storage(experiment)]
         for study, key in zip(studies, keys, strict=True)
     ]
     left = [i for i, sampling in enumerate(samplings) if not sampling.finished]
@@ -210,33 +211,6 @@ def _storage_name(suite: Suite, study: Study, key: str) -> str:
     return f"{suite.name}/{study.name}{searched_with}/{key}"
 
 
-def storage_url(experiment: Experiment) -> str:
-    """Where studies are kept: the chosen database, or else one in the run folder."""
-    return experiment.storage or f"sqlite:///{(experiment.folder / 'studies.db').resolve()}"
-
-
-def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
-    """The storage of the experiment's studies.
-
-    Raises:
-        InputError: where it cannot be opened.
-    """
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-    from tune.experiment import without_credentials
-
-    url = storage_url(experiment)
-    try:
-        return optuna.storages.RDBStorage(url)
-    except (SQLAlchemyError, ArgumentError, ImportError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"--storage must be a database that Optuna can open, for example "
-            f"sqlite:///studies.db, but {without_credentials(url)} is not: "
-            f"{without_credentials(reason)}"
-        ) from error
-
-
 def shared_bases(
     studies: Sequence[Study],
     suite: Suite,
@@ -249,15 +223,9 @@ def shared_bases(
     They lie in Ray's object store, from where every worker of a node reads the same memory; where
     they would take too much of it, each worker computes its own.
     """
-    most: dict[int, int] = {}
-    for study in studies:
-        if study.bases:
-            most[study.seed] = max(study.bases, most.get(study.seed, 0))
+    most, needed = _most_bases(studies), bases_bytes(studies, suite)
     if not most:
         return {}
-    base = suite.base_path()
-    vectors = TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
-    needed = sum(basis_bytes(vectors, k, len(suite.tasks)) for k in most.values())
     room = min(
         node["Resources"].get("object_store_memory", 0.0)
         for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -269,7 +237,7 @@ def shared_bases(
             f"{room / 2**30:.1f} GiB: each worker computes its own"
         )
         return {}
-    names = vectors.largest_first()
+    names = _headers(suite).largest_first()
     wanted = [(seed, name) for seed in most for name in names]
     with display.stage("singular vectors", len(wanted)) as stage:
         found = pool.run(
@@ -282,7 +250,27 @@ def shared_bases(
     return {seed: ray.put(bases) for seed, bases in by_seed.items()}
 
 
-def basis_bytes(vectors: TaskVectors, count: int, experts: int) -> int:
-    """Size in bytes of the leading singular vectors of every expert and matrix."""
-    sizes = (vectors.shape(name) for name in vectors.names)
-    return sum(4 * rows * min(count, rows, columns) * experts for rows, columns in sizes)
+def bases_bytes(studies: Sequence[Study], suite: Suite) -> int:
+    """Size in bytes of the singular vectors that workers of a search share."""
+    vectors = _headers(suite)
+    shapes = [vectors.shape(name) for name in vectors.names]
+    return sum(
+        4 * rows * min(k, rows, columns) * len(suite.tasks)
+        for k in _most_bases(studies).values()
+        for rows, columns in shapes
+    )
+
+
+def _most_bases(studies: Sequence[Study]) -> dict[int, int]:
+    """The largest k by seed, of those seeds that need any."""
+    most: dict[int, int] = {}
+    for study in studies:
+        if study.bases:
+            most[study.seed] = max(study.bases, most.get(study.seed, 0))
+    return most
+
+
+def _headers(suite: Suite) -> TaskVectors:
+    """Names and shapes of what a suite merges."""
+    base = suite.base_path()
+    return TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
