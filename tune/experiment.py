@@ -66,7 +66,7 @@ class Experiment:
     """What the search maximises on validation data; with several it has a Pareto front, and the
     first one chooses the tuned row."""
     stopping: bool = True
-    """Whether trials that fall behind are stopped before they were judged on all validation data."""
+    """Whether trials that fall behind are stopped before they are judged on all validation data."""
     at_once: int = 8
     """Trials of a search that may be under way at a time; a suggestion knows the results of all but
     the last so many before it, so that results do not depend on the number of workers."""
