@@ -32,6 +32,16 @@ class Head(ABC):
     def to(self, device: str | torch.device) -> Self:
         """The same head on a device, where the model is."""
 
+    def compiled(self) -> Self:
+        """The same head, which answers by a compiled forward pass where it has one.
+
+        It is meant for many models with the same architecture, and is on its device already.
+
+        Raises:
+            InputError: where torch cannot compile for this head's device here.
+        """
+        return self
+
     @abstractmethod
     def loss(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
         """The loss of some examples, a mean over them with equal weights.

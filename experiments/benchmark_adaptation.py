@@ -33,7 +33,7 @@ from apgd.models.activations import vit_activations
 from apgd.models.clip_geometry import GEOMETRIES, Geometry
 from apgd.models.clip_hub import vision_encoder
 from apgd.models.zero_shot import ZeroShotHead
-from apgd.suites.clip import CLIP_SUITES, ClipSuite, encode
+from apgd.suites.clip import CLIP_SUITES, ClipSuite, encode, encode_class_token
 from apgd.unlabelled import UnlabelledInputs
 
 _REFERENCE = "fusion_bench"
@@ -176,7 +176,9 @@ def _measured(suite: ClipSuite, options: argparse.Namespace) -> dict[str, Any]:
     model.load_state_dict(load_weights(folder / "base.safetensors", "the base"))
     names = [task.name for task in suite.tasks]
     heads = {
-        task: ZeroShotHead(_classes(suite.geometry, number), suite.preprocess, encode)
+        task: ZeroShotHead(
+            _classes(suite.geometry, number), suite.preprocess, encode, encode_class_token
+        )
         for number, task in enumerate(names)
     }
     inputs = UnlabelledInputs(

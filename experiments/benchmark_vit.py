@@ -23,7 +23,7 @@ from apgd.models.clip_geometry import GEOMETRIES, Geometry
 from apgd.models.clip_hub import read_vision_tower, vision_encoder
 from apgd.models.clip_layouts import PROJECTION
 from apgd.models.zero_shot import ZeroShotHead
-from apgd.suites.clip import CLIP_SUITES, ClipSuite, encode
+from apgd.suites.clip import CLIP_SUITES, ClipSuite, encode_class_token
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def _run(
         model.eval()
     size = geometry.vision.image_size
     images = np.random.default_rng(0).integers(0, 256, (options.images, size, size, 3), np.uint8)
-    head = ZeroShotHead(torch.randn(10, geometry.projection), suite.preprocess, encode)
+    head = ZeroShotHead(torch.randn(10, geometry.projection), suite.preprocess, encode_class_token)
     with _step(f"classify {options.images} images") as took, torch.inference_mode():
         finite = bool(head.logits(model, images).isfinite().all())
     print(f"{options.images / took[0]:.1f} images per second, all outputs finite: {finite}; "

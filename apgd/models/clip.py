@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apgd.data.tasks import Task
 from apgd.errors import InputError
+from apgd.models.class_token import open_clip_embeddings
 from apgd.models.clip_geometry import Activation, Geometry, TextSizes, VisionSizes
 
 IMAGE_SIZE = 32
@@ -77,6 +78,14 @@ def encode(model: nn.Module, pixels: Tensor) -> Tensor:
     """Unit embeddings of preprocessed pictures by open_clip's CLIP: (n, 3, h, w) -> (n, width)."""
     seen: Tensor = model.encode_image(pixels, normalize=True)  # type: ignore[operator]
     return seen
+
+
+def encode_class_token(model: nn.Module, pixels: Tensor) -> Tensor:
+    """As `encode` up to rounding, without what embeddings do not depend on."""
+    embedded = open_clip_embeddings(model, pixels)
+    if embedded is None:
+        return encode(model, pixels)
+    return nn.functional.normalize(embedded, dim=-1)
 
 
 def class_vectors(model: nn.Module, tokenizer: Callable[[list[str]], Tensor], task: Task) -> Tensor:

@@ -25,6 +25,7 @@ from apgd.data.prepared import prepare
 from apgd.errors import InputError
 from apgd.hub import hub_file
 from apgd.models.activations import vit_activations
+from apgd.models.class_token import transformers_embeddings
 from apgd.models.clip_files import class_vectors, vision_base
 from apgd.models.clip_geometry import GEOMETRIES, Geometry
 from apgd.models.clip_hub import read_vision_tower, vision_encoder
@@ -105,7 +106,8 @@ class ClipSuite(Suite):
 
     def head(self, model: nn.Module, task: Task) -> ZeroShotHead:  # noqa: ARG002 - the text tower
         """The frozen text head of a task: class vectors (classes, projection)."""
-        return ZeroShotHead(class_vectors(self.geometry, task), self.preprocess, encode)
+        classes = class_vectors(self.geometry, task)
+        return ZeroShotHead(classes, self.preprocess, encode, encode_class_token)
 
     def preprocess(self, images: np.ndarray) -> Tensor:
         """Images as CLIP takes them: uint8 (n, size, size, 3) -> float32 (n, 3, size, size)."""
@@ -191,6 +193,14 @@ class ClipSuite(Suite):
 def encode(model: nn.Module, pixels: Tensor) -> Tensor:
     """Unit embeddings of preprocessed images: (n, 3, size, size) -> (n, projection)."""
     embedded: Tensor = model(pixel_values=pixels).image_embeds
+    return nn.functional.normalize(embedded, dim=-1)
+
+
+def encode_class_token(model: nn.Module, pixels: Tensor) -> Tensor:
+    """As `encode` up to rounding, without what embeddings do not depend on."""
+    embedded = transformers_embeddings(model, pixels)
+    if embedded is None:
+        return encode(model, pixels)
     return nn.functional.normalize(embedded, dim=-1)
 
 

@@ -38,6 +38,7 @@ from apgd.models.clip import (
     IMAGE_SIZE,
     class_vectors,
     encode,
+    encode_class_token,
     mini_clip,
     preprocess,
 )
@@ -295,7 +296,8 @@ class MiniVision(Suite):
 
     def head(self, model: nn.Module, task: Task) -> ZeroShotHead:
         """The frozen text head of a task: class vectors (classes, 64)."""
-        return ZeroShotHead(class_vectors(model, self.tokenizer, task), preprocess, encode)
+        classes = class_vectors(model, self.tokenizer, task)
+        return ZeroShotHead(classes, preprocess, encode, encode_class_token)
 
     def is_trained(self, name: str) -> bool:
         """Whether a parameter belongs to the image tower."""
