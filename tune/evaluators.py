@@ -73,6 +73,9 @@ class Workload:
     statistics: tuple[Statistic, ...] = ()
     """Every training statistic that a method of the run needs."""
 
+    compiled: bool = False
+    """Whether the forward pass of scoring is compiled."""
+
     joint: tuple[tuple[int, str, str], ...] = ()
     """For every seed, the path of the multi-task model's weights and their hash, if asked for."""
 
@@ -182,10 +185,11 @@ class Evaluator:
         self._base = load_weights(self._suite.base_path(), "the base")
         self._model: nn.Module = self._suite.build_model()
         self._model.load_state_dict(self._base)
-        self._heads = {
+        heads = {
             task.name: self._suite.head(self._model, task).to(device)
             for task in (*self._suite.tasks, *self._suite.unseen)
         }
+        self._heads = {t: h.compiled() for t, h in heads.items()} if workload.compiled else heads
         self._model.to(device)
         self._vectors: dict[tuple[int, tuple[str, ...]], TaskVectors] = {}
         self._examples: dict[tuple[str, str], Examples] = {}

@@ -97,6 +97,9 @@ class Experiment:
     """Ray cluster to join, or local to start one; by default this machine's, or a new one."""
     cpus: int | None = None
     """CPUs to use when Ray is started on this machine; all by default."""
+    compile: bool = False
+    """Compile the forward pass of scoring with torch.compile, which needs a C++ compiler: a minute
+    per worker that pays where many merges are scored."""
     dashboard: bool = False
     """Serve Ray's dashboard on localhost, where Ray is started on this machine."""
     debug: bool = False

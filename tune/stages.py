@@ -83,6 +83,7 @@ def make_workload(
             ("tasks", posed),
             ("experts", weights),
             ("examples", limits),
+            ("forward", "compiled" if experiment.compile else "eager"),
             ("code", source_hash(*_SCORING_CODE)),
             ("versions", content_key(library_versions(*_SCORING_LIBRARIES))),
         )
@@ -99,6 +100,7 @@ def make_workload(
         statistics=statistics,
         limit=experiment.limit,
         corruption_limit=experiment.corruption_limit,
+        compiled=experiment.compile,
         joint=tuple(
             (seed, str(expert.weights), expert.sha256)
             for (seed, name), expert in experts.items()
