@@ -11,6 +11,7 @@ from apgd.errors import InputError
 from apgd.published import Family
 from tune.references import EXPERTS, PRETRAINED
 from tune.report.formatting import listed
+from tune.report.trials import ACCURACY, OBJECTIVES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,17 @@ class Manifest:
         """What the tables show: accuracy, or a score where some task has another metric."""
         plain = all(task.metric == Metric.ACCURACY for task in (*self.tasks, *self.unseen))
         return "accuracy" if plain else "score"
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What the search maximised, the one first that winners are chosen by."""
+        return tuple(self.settings.get("objectives") or (ACCURACY,))
+
+    @property
+    def chosen_by(self) -> str:
+        """What a trial is chosen by, for people."""
+        first = self.objectives[0]
+        return f"mean {self.measure}" if first == ACCURACY else OBJECTIVES.get(first, first)
 
     @property
     def measure_note(self) -> str | None:

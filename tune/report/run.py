@@ -14,6 +14,7 @@ from tune import references
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.report.axis import Axis
 from tune.report.manifest import Manifest, read_manifest
+from tune.report.trials import Place, best_trials, in_order
 
 _NO_NEEDS: Mapping[str, Need] = MappingProxyType({})
 
@@ -110,7 +111,7 @@ def read_run(
         ]
         return sorted(found, key=lambda record: int(record.details.get("number", 0)))
 
-    trials = of_this_run(Kind.TRIAL)
+    trials = [in_order(trial, manifest.objectives) for trial in of_this_run(Kind.TRIAL)]
     remarks: list[str] = []
     chosen = _one_per_row(store, of_this_run(Kind.EVALUATION), trials, remarks)
     order = list(REFERENCE_TITLES)
@@ -151,21 +152,6 @@ def _read_answers(
     return answers
 
 
-def objective(trial: Record) -> float:
-    """What the search maximises: mean score over the validation cells, at most 1."""
-    return float(np.mean(list(trial.scores.values()))) if trial.scores else float("-inf")
-
-
-def best_trials(trials: Sequence[Record]) -> dict[tuple[str, int], Record]:
-    """The best trial of every (method, seed); of equal ones the first in the order given."""
-    best: dict[tuple[str, int], Record] = {}
-    for trial in trials:
-        place = (trial.method, trial.seed)
-        if place not in best or objective(trial) > objective(best[place]):
-            best[place] = trial
-    return best
-
-
 def _one_per_row(
     store: RecordStore,
     evaluations: Sequence[Record],
@@ -185,7 +171,7 @@ def _one_per_row(
     best = best_trials(trials)
     chosen: dict[RowKey, dict[int, Record]] = {}
     for (row, seed), records in found.items():
-        winner = best.get((row.method, seed))
+        winner = best.get(Place(row.method, seed))
         if row.variant is Variant.TUNED and winner is not None:
             records = [r for r in records if dict(r.params) == dict(winner.params)] or records
         if len(records) > 1:

@@ -97,7 +97,10 @@ def cost_section(run: Run) -> Section:
                     TableRow(cells=(*words(split), *numbers([number(count)])))
                     for split, count in reads.items()
                 ),
-                notes=("Every choice is made on validation data; test data only fill the tables.",),
+                notes=(
+                    "Every choice is made on validation data; test data only fill the tables. "
+                    "Counted: the trials of the search and the rows of the tables that read it.",
+                ),
             )
         )
     if run.manifest.stages:
