@@ -131,7 +131,7 @@ def _searched(sampling: Sampling, store: RecordStore, display: Display) -> Searc
         raise RuntimeError(f"every trial of {study.name} failed: {reasons}")
     if failed:
         display.say(f"{len(failed)} of {len(trials)} trials of {study.name} failed: {reasons}")
-    return Searched(study, trials, best_trial(trials))
+    return Searched(study, trials, best_trial(trials, study.objectives[0]))
 
 
 def trial_record(trial: Trial, outcome: Outcome, workload: Workload) -> Record:

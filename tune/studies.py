@@ -145,18 +145,13 @@ def judged_in_full(trial: Record) -> bool:
     return bool(trial.scores) and details.get("share", 1.0) == 1.0
 
 
-def best_trial(trials: Sequence[Record]) -> Record:
-    """The best trial on all validation data by the first objective; of equals, the earliest.
+def best_trial(trials: Sequence[Record], objective: Objective = Objective.ACCURACY) -> Record:
+    """The best trial on all validation data by an objective; of equals, the earliest.
 
     Raises:
         ValueError: where there is none.
     """
     return max(
         (trial for trial in trials if judged_in_full(trial)),
-        key=lambda trial: (trial_value(trial), -trial.details["number"]),
+        key=lambda trial: (trial.details["objectives"][objective], -trial.details["number"]),
     )
-
-
-def trial_value(trial: Record) -> float:
-    """A trial's first objective."""
-    return float(next(iter(trial.details["objectives"].values())))
