@@ -11,15 +11,16 @@ from apgd.suites import Suite, suites
 from tune import experts as expert_stages
 from tune import stages, workers
 from tune.cluster import Cluster
-from tune.evaluators import ScoreJob
 from tune.experiment import Experiment, check, merged_rank
 from tune.manifest import Manifest
 from tune.progress import Display
-from tune.records import Kind, Record, RecordStore
+from tune.records import Record, RecordStore
 from tune.report import Report
-from tune.stages import Searched
-from tune.studies import Study, trial_job
-from tune.workers import Job, Worker
+from tune.sampling import Outcome
+from tune.searches import Searched, trial_record
+from tune.studies import Study
+from tune.trials import Trial
+from tune.workers import Job, Shared, Worker
 
 CLUSTER = Cluster(nodes=1, cpus=1, gpus=0, joined=False, workers=1, threads_per_worker=1)
 
@@ -70,10 +71,11 @@ def run_whole_path(
         workload = stages.make_workload(experiment, suite, hashes, experts)
         rank, params = merged_rank(suite), tuple(suite.published.get(method, {}).items())
         study = Study(method, 0, 1, rank, len(suite.tasks), params)
-        job: ScoreJob = trial_job(study, {}, 0)
-        pool.worker.score(workload, job)
-        trial = store.get(Kind.TRIAL, job.key(workload))
-        assert trial is not None
+        shared = Shared((study,), ("key",), workload, bases={})
+        rungs = [pool.worker.score_trial(shared, 0, 0, {}, i) for i in range(len(study.rungs))]
+        outcome = Outcome(rungs=tuple(rungs), complete=True)
+        trial = trial_record(Trial(study, "key", 0, ()), outcome, workload)
+        store.add(trial)
         searches = [Searched(study, (trial,), trial)]
         jobs = stages.evaluation_jobs(experiment, searches)
         rows = stages.evaluate(jobs, workload, pool, store, display)
