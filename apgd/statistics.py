@@ -100,7 +100,7 @@ def difference(first: Runs, second: Runs, *, level: float = LEVEL) -> Interval:
     Raises:
         InputError: as for `accuracy`, and when the two do not match.
     """
-    ours, theirs = _matching(first, second)
+    ours, theirs = matching(first, second)
     return _interval({cell: ours[cell] - theirs[cell] for cell in ours}, level)
 
 
@@ -120,7 +120,7 @@ def relative(runs: Runs, reference: Runs, *, level: float = LEVEL) -> Interval:
     Raises:
         InputError: as for `difference`, and when the reference has accuracy 0 on a cell.
     """
-    ours, theirs = _matching(runs, reference)
+    ours, theirs = matching(runs, reference)
     linear = {}
     for cell, results in ours.items():
         base = theirs[cell].mean(axis=1, keepdims=True)  # (seeds, 1)
@@ -199,8 +199,12 @@ def _stacked(runs: Runs) -> dict[str, np.ndarray]:
     return stacked
 
 
-def _matching(first: Runs, second: Runs) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Both stacked, after checking that they are about the same seeds, cells and examples."""
+def matching(first: Runs, second: Runs) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Cells mapped to float arrays (seeds, examples), of both sides.
+
+    Raises:
+        InputError: as for `accuracy`, and where the two differ in seeds, cells or examples.
+    """
     ours, theirs = _stacked(first), _stacked(second)
     if ours.keys() != theirs.keys():
         raise InputError(

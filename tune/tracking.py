@@ -169,8 +169,9 @@ class MlflowCopy:
         for name in _ARTIFACTS:
             if (self._run_dir / name).exists():
                 self._client.log_artifact(self._parent, str(self._run_dir / name))
-        for figure in sorted((self._run_dir / "figures").glob("*")):
-            self._client.log_artifact(self._parent, str(figure), "figures")
+        for folder in ("figures", "ablations"):
+            for file in sorted((self._run_dir / folder).glob("*")):
+                self._client.log_artifact(self._parent, str(file), folder)
         self.mark("FINISHED" if manifest_path.exists() else "KILLED")
 
 

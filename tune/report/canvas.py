@@ -76,6 +76,15 @@ def to_png(figure: Figure, palette: Palette) -> bytes:
     return buffer.getvalue()
 
 
+def to_svg_file(figure: Figure, palette: Palette) -> str:
+    """The figure as an SVG document of its own, on the palette's surface."""
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure)
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        figure.savefig(buffer, format="svg", facecolor=palette.surface, metadata={"Date": None})
+    return buffer.getvalue()
+
+
 def to_svg(figure: Figure, prefix: str) -> str:
     """The figure, drawn with `PLACEHOLDERS`, as SVG to stand inside a page.
 
