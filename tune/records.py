@@ -39,6 +39,8 @@ class Variant(StrEnum):
     """The method's published settings, which are the defaults of its parameters."""
     TUNED = "tuned"
     """The trial with the best mean accuracy on validation data."""
+    VARIED = "varied"
+    """Published settings with some of them changed, as an ablation has it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
 """A bench whose scores are made up: what ablations read, without anything being merged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from apgd.methods import Value
 from apgd.suites import suites
-from tune.ablations.bench import Bench
+from tune.ablations.bench import Bench, Cell
 from tune.ablations.settings import AblationSettings
 from tune.evaluators import ScoreJob, Workload
 from tune.records import Record, RecordStore
@@ -77,4 +78,9 @@ def bench(folder: Path, rate: Rate = usual, **fields: object) -> tuple[Bench, Sc
     workload = Workload("mini_vision", folder, (), inputs, None, 0)
     store = RecordStore(folder)
     scorer = Scorer(workload, store, rate)
-    return Bench(settings, suites["mini_vision"], RANK, workload, store, scorer), scorer
+
+    def search(cells: Sequence[Cell]) -> dict[Cell, Mapping[str, Value]]:
+        return {(expert, seed): {"eta": 0.1 + 0.1 * seed} for expert, seed in cells}
+
+    suite = suites["mini_vision"]
+    return Bench(settings, suite, RANK, workload, store, scorer, search), scorer

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from apgd import InputError, merge
-from apgd.methods import methods
 from apgd.suites import suites
 from experiments import ablations
 from tests.tune.made_up_bench import RANK, bench
-from tune.ablations import components, order, parameter_curves, random_search, task_counts
+from tune.ablations import components, order, parameter_curves, task_counts
 from tune.ablations.catalogue import CATALOGUE
+from tune.ablations.scoring import studies
 from tune.ablations.settings import ABLATIONS, CURVES, AblationSettings, spread
 from tune.evaluators import Purpose
 from tune.records import Variant
@@ -71,7 +72,7 @@ def test_equal_merges_are_equal_whatever_has_no_effect(tmp_path: Path) -> None:
     assert made(solver="exact", tolerance=0.5) != made(solver="exact")
     assert made(basis_size=RANK // 8) == made()
     assert made().variant is Variant.PUBLISHED
-    assert made(eta=0.1).variant is Variant.TUNED
+    assert made(eta=0.1).variant is Variant.VARIED
 
 
 def test_the_size_of_bases_follows_from_how_many_are_merged(tmp_path: Path) -> None:
@@ -128,16 +129,14 @@ def test_orders_are_other_orders() -> None:
     assert order.orders(("a", "b"), 4) == [("b", "a")]
 
 
-def test_searches_draw_within_their_ranges_and_their_beginning_is_kept(tmp_path: Path) -> None:
-    few, _ = bench(tmp_path, trials=4)
-    many, _ = bench(tmp_path, trials=40)
-    drawn = random_search.draws(many, 1)
-    assert random_search.draws(few, 1) == drawn[:3]
-    assert random_search.draws(many, 2) != drawn
-    for params in drawn:
-        methods["doge_ta"].parse(params).check_rank(RANK)
-    sizes = [int(params["basis_size"]) for params in drawn]  # type: ignore[arg-type]
-    assert min(sizes) < 5 < 60 < max(sizes)
+def test_searches_of_a_column_differ_in_the_seed_of_the_experts_alone() -> None:
+    settings = AblationSettings(seeds=2, search_seeds=3)
+    suite = suites["mini_vision"]
+    made = studies(settings, suite, [(0, 0), (1, 0), (0, 2)])
+    assert [(study.seed, study.suggesting_seed) for study in made] == [(0, 0), (1, 0), (0, 2)]
+    assert {study.trials for study in made} == {12}
+    assert len({study.key({}) for study in made}) == 3
+    assert replace(made[1], seed=0) == made[0]
 
 
 def test_fewer_values_are_among_more_and_far_apart() -> None:

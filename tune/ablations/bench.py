@@ -44,6 +44,10 @@ Wanted: TypeAlias = tuple[Merge, int]
 """A merge and the seed of its experts."""
 Scorer: TypeAlias = Callable[[str, Sequence[ScoreJob]], None]
 """Brings the records of the jobs into being, as a stage of that name; done ones are left alone."""
+Cell: TypeAlias = tuple[int, int]
+"""Seed of the experts and seed of a search."""
+Searcher: TypeAlias = Callable[[Sequence[Cell]], Mapping[Cell, Mapping[str, Value]]]
+"""Searches the subject's parameters on validation data; the best ones by cell."""
 
 
 class Bench:
@@ -56,6 +60,7 @@ class Bench:
         workload: what all scores have in common.
         store: where records are.
         scorer: makes records.
+        searcher: searches parameters.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Bench:
         workload: Workload,
         store: RecordStore,
         scorer: Scorer,
+        searcher: Searcher,
     ) -> None:
         self.settings = settings
         self.suite = suite
@@ -75,6 +81,7 @@ class Bench:
         self._workload = workload
         self._store = store
         self._scorer = scorer
+        self.search = searcher
 
     def published(self, method: str = SUBJECT, experts: int | None = None) -> dict[str, Value]:
         """The suite's settings of a method, with everything filled in that follows from the model.
@@ -117,7 +124,7 @@ class Bench:
         if values.get("solver") == "adam":
             values["tolerance"] = published["tolerance"]
         parsed = methods[method].parse(values).as_dict()
-        variant = Variant.PUBLISHED if parsed == published else Variant.TUNED
+        variant = Variant.PUBLISHED if parsed == published else Variant.VARIED
         return Merge(purpose, method, variant, tuple(parsed.items()), merged)
 
     @property

@@ -6,28 +6,20 @@ experts and a column per seed of the search, and one value in each cell, from wh
 `apgd.variance_components` tells the two sources apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from math import inf
-from typing import TypeAlias
 
 import numpy as np
 
 from apgd.data import Split
-from apgd.methods import Value
 from apgd.statistics import Interval, accuracy
 from apgd.variance_components import Component, Components, two_way
-from tune.ablations.bench import Bench, Merge, Wanted
+from tune.ablations.bench import Bench, Cell, Merge, Wanted
 from tune.ablations.figures import ForestRow, Strip, forest, illustrate, strips
 from tune.ablations.finding import Ablation, Finding, Point
-from tune.ablations.random_search import random_search
 from tune.evaluators import Purpose
 from tune.report.document import Table, TableRow, Text, numbers, words
 from tune.report.formatting import counted, percent
-
-Cell: TypeAlias = tuple[int, int]
-"""Seed of the experts and seed of the search."""
-Search: TypeAlias = Callable[[Bench, Sequence[Cell]], Mapping[Cell, Mapping[str, Value]]]
-"""Searches of DOGE TA's parameters on validation data: the best ones by cell, resumable."""
 
 
 def cells(bench: Bench) -> list[Cell]:
@@ -39,34 +31,21 @@ def cells(bench: Bench) -> list[Cell]:
     ]  # fmt: skip
 
 
-def _planned(_bench: Bench) -> list[Wanted]:
-    return []
+def _planned(bench: Bench) -> list[Wanted]:
+    """The published settings; what else is tested comes out of the searches."""
+    return bench.each_seed([bench.merge(Purpose.FINAL)]) if len(bench.seeds) > 1 else []
 
 
-def noise(search: Search) -> Ablation:
-    """The ablation, with the search that it is to be about."""
-
-    def find(bench: Bench) -> Finding:
-        if len(bench.seeds) < 2:
-            return Finding(
-                sentence="Noise from fine-tuning needs experts of at least two seeds, and this run "
-                "has one."
-            )
-        found = search(bench, cells(bench))
-        winners = {cell: bench.merge(Purpose.FINAL, found[cell]) for cell in cells(bench)}
-        published = bench.merge(Purpose.FINAL)
-        wanted = [(merge, expert) for (expert, _), merge in winners.items()]
-        bench.score("noise: test", [*wanted, *bench.each_seed([published])])
-        return _finding(bench, winners, published)
-
-    return Ablation(
-        title="Noise",
-        question="How much of the spread of results comes from the seed of the fine-tuning, and "
-        "how much from the seed of the search? Searches of DOGE TA, each winner scored on test "
-        "data, every seed of the experts with every seed of the search.",
-        planned=_planned,
-        find=find,
-    )
+def _find(bench: Bench) -> Finding:
+    if len(bench.seeds) < 2:
+        return Finding(
+            sentence="Noise from fine-tuning needs experts of at least two seeds, and this run has "
+            "one."
+        )
+    found = bench.search(cells(bench))
+    winners = {cell: bench.merge(Purpose.FINAL, found[cell]) for cell in cells(bench)}
+    bench.score("noise: test", [(merge, expert) for (expert, _), merge in winners.items()])
+    return _finding(bench, winners, bench.merge(Purpose.FINAL))
 
 
 def _finding(bench: Bench, winners: Mapping[Cell, Merge], published: Merge) -> Finding:
@@ -138,8 +117,8 @@ def _finding(bench: Bench, winners: Mapping[Cell, Merge], published: Merge) -> F
         ),
     )
     how = Text(
-        text=f"Each search scores {counted(bench.settings.effective_trials, 'merge')} on "
-        "validation data, the published settings among them."
+        text=f"Each search has {counted(bench.settings.effective_trials, 'trial')} on validation "
+        "data, that of the published settings among them."
     )
     figure = illustrate(
         "noise",
@@ -208,4 +187,11 @@ def _sentence(parts: Components, named: Mapping[str, Interval], examples: float)
     )
 
 
-ABLATION = noise(random_search)
+ABLATION = Ablation(
+    title="Noise",
+    question="How much of the spread of results comes from the seed of the fine-tuning, and how "
+    "much from the seed of the search? Searches of DOGE TA, each winner scored on test data, every "
+    "seed of the experts with every seed of the search.",
+    planned=_planned,
+    find=_find,
+)

@@ -32,13 +32,13 @@ def document(findings: Mapping[str, Finding], manifest: Mapping[str, Any]) -> Do
 
     Args:
         findings: by name of the ablation, in the order of the report.
-        manifest: what was run, as `tune.ablations.manifest` writes it.
+        manifest: what was run, as `tune.ablations.manifest` describes it.
     """
     experiment = manifest["experiment"]
     commit = manifest["git_commit"]
     setting = [
         manifest["suite"]["title"],
-        f"seeds: {manifest['seeds']}",
+        f"seeds: {experiment['seeds']}",
         f"budget: {number(experiment['budget'])}",
         str(manifest["machine"]["description"]),
         moment(manifest["started"]),
@@ -79,7 +79,7 @@ def _cost(manifest: Mapping[str, Any]) -> Section:
     reads = Table(
         name="split_reads",
         caption="How often each split was read",
-        header=("Split", "Merges"),
+        header=("Split", "Merges and trials"),
         rows=tuple(
             TableRow(cells=(*words(split), *numbers([str(count)])))
             for split, count in manifest["split_reads"].items()
@@ -111,7 +111,7 @@ def _cost(manifest: Mapping[str, Any]) -> Section:
 
 def _repeating(manifest: Mapping[str, Any]) -> Section:
     facts = [
-        ("Merges in this report", counted(len(manifest["records"]), "record")),
+        ("Merges in this report", counted(sum(map(len, manifest["records"].values())), "record")),
         ("Finished", moment(manifest["finished"])),
         ("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())),
         ("Base", short(manifest["hashes"]["base"])),

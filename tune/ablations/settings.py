@@ -11,6 +11,7 @@ from apgd.errors import InputError
 from apgd.methods import methods
 from apgd.published import TOLERANCE
 from tune.experiment import Experiment
+from tune.objectives import Objective
 from tune.references import EXPERTS
 
 SUBJECT = "doge_ta"
@@ -60,12 +61,16 @@ class AblationSettings(Experiment):
     """Random orders of the experts, besides the suite's own."""
     search_seeds: int = 4
     """Searches per seed of the experts, which differ in the search's seed alone."""
-    trials: int = 8
-    """Merges scored by each of these searches, the published settings included."""
+    trials: int = 12
+    """Trials of each of these searches, that of the published settings included."""
+    at_once: int = 4
+    """Trials of a search that may be under way at a time; a suggestion knows the results of all but
+    the last so many before it, so that results do not depend on the number of workers."""
 
     # Of no use here.
     references: tyro.conf.Suppress[tuple[str, ...]] = (EXPERTS,)
     plug: tyro.conf.Suppress[str | None] = None
+    objectives: tyro.conf.Suppress[tuple[Objective, ...]] = (Objective.ACCURACY,)
     compare: tyro.conf.Suppress[bool] = False
     tolerance: tyro.conf.Suppress[float] = TOLERANCE
 
