@@ -12,6 +12,7 @@ from tune.records import Kind, RecordStore
 ONLY = ["--only", "learning_rate", "noise"]
 
 
+@pytest.mark.slow
 def test_a_smoke_run_and_the_same_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     arguments = ["--smoke", *ONLY, "--address", "local", "--cpus", "2"]
