@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tests.tune.made_up_bench import Scorer, bench, usual
 from tune.ablations import components, order, task_counts
@@ -167,7 +168,11 @@ def test_eta_of_each_solver_is_chosen_on_validation_data(tmp_path: Path) -> None
 
 
 def test_sizes_have_their_subsets_and_all_tasks_their_seeds(tmp_path: Path) -> None:
-    at, _ = bench(tmp_path, chains=5)
+    def uneven(job: ScoreJob, task: str) -> float:
+        better = 0.005 * (len(job.tasks[0]) % 4) if job.method == "doge_ta" else 0.0
+        return usual(job, task) + better
+
+    at, _ = bench(tmp_path, uneven, chains=5)
     finding = done(at, "tasks")
     found = {(r["point"], r["measure"]): r for r in rows(finding, "tasks")}
     pairs = task_counts.subsets(at)[4]
@@ -182,16 +187,25 @@ def test_sizes_have_their_subsets_and_all_tasks_their_seeds(tmp_path: Path) -> N
     assert float(ratio["estimate"]) == pytest.approx(100 * np.mean(own) / 0.9, abs=1e-2)
     assert found["method=doge_ta;tasks=8", "accuracy"]["interval"] == "t"
     tested = [r for r in rows(finding, "tasks") if r["p_holm"]]
-    assert {r["point"] for r in tested} == {
-        f"method={m};tasks=8" for m in ("weight_averaging", "task_arithmetic", "ties")
-    }
+    assert len(tested) == 3 * 7
+    assert {r["measure"] for r in tested} == {"doge_ta minus this"}
+    assert all(float(r["p_holm"]) >= float(r["p_value"]) for r in tested)
+    assert {r["point"].partition("tasks=")[2] for r in tested if r["better"]} == {"8"}
+    gaps = np.subtract(own, [_mean(at, tasks, seed, "ties") for tasks, seed in pairs])
+    expected = stats.ttest_1samp(gaps, 0).pvalue
+    ties = found["method=ties;tasks=4", "doge_ta minus this"]
+    assert float(ties["p_value"]) == pytest.approx(expected, rel=1e-3)
     assert "2, 3, 4, 5, 6, 7 and 8 tasks" in finding.sentence
     assert "agrees with the paper's Figure 1" in finding.sentence
     assert "falls from" in finding.sentence
 
 
-def _merge(at: Bench, tasks: tuple[str, ...]):
-    return at.merge(Purpose.FINAL, tasks=tasks)
+def _merge(at: Bench, tasks: tuple[str, ...], method: str = "doge_ta"):
+    return at.merge(Purpose.FINAL, tasks=tasks, method=method)
+
+
+def _mean(at: Bench, tasks: tuple[str, ...], seed: int, method: str) -> float:
+    return float(np.mean([v.mean() for v in at.answers(_merge(at, tasks, method), seed).values()]))
 
 
 def test_a_method_that_falls_behind_is_said_to(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from apgd.paired import compare_all
 from apgd.statistics import Interval, accuracy, difference
 from tune.ablations.bench import Bench, Merge, Wanted
 from tune.ablations.figures import ForestRow, forest, illustrate
-from tune.ablations.finding import Ablation, Finding, Point, against_the_paper, p_text
+from tune.ablations.finding import Ablation, Finding, Point, PValues, against_the_paper, p_text
 from tune.evaluators import Purpose
 from tune.report.document import Table, TableRow, numbers, words
 from tune.report.formatting import ABSENT, listed, percent, points
@@ -148,7 +148,7 @@ def _find(bench: Bench) -> Finding:
             found.append(
                 Point(
                     point=_code(on), measure="difference to all four", value=test.difference,
-                    interval="bootstrap", split=Split.TEST, test=test,
+                    interval="bootstrap", split=Split.TEST, test=PValues.of(test),
                 )
             )  # fmt: skip
     effect_points = [

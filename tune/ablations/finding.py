@@ -20,6 +20,23 @@ _HEADER = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class PValues:
+    """What a paired test says."""
+
+    raw: float
+    adjusted: float
+    """With Holm's correction over all comparisons of the ablation."""
+    sides: tuple[int, int] | None = None
+    """Examples on which the first was better, and worse; None where examples were not counted."""
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> "PValues":
+        """Those of McNemar's test."""
+        test = comparison.test
+        return cls(raw=test.mid_p, adjusted=comparison.p_adjusted, sides=(test.better, test.worse))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Point:
     """One value with its interval, as shares."""
 
@@ -32,7 +49,7 @@ class Point:
     """How the interval was found."""
     split: Split
     task: str = MEAN
-    test: Comparison | None = None
+    test: PValues | None = None
     """The paired test, where there is one."""
 
     def row(self) -> list[str | int]:
@@ -41,9 +58,8 @@ class Point:
         numbers = [f"{100 * x:.4f}" for x in (value.estimate, value.low, value.high)]
         tested: list[str | int] = ["", "", "", ""]
         if self.test is not None:
-            found = self.test.test
-            tested = [f"{found.mid_p:.4g}", f"{self.test.p_adjusted:.4g}"]
-            tested += [found.better, found.worse]
+            tested = [f"{self.test.raw:.4g}", f"{self.test.adjusted:.4g}"]
+            tested += ["", ""] if self.test.sides is None else self.test.sides
         where = [self.point, self.measure, self.task, str(self.split)]
         return [*where, *numbers, self.interval, value.examples, value.seeds, *tested]
 

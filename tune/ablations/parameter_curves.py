@@ -14,7 +14,7 @@ from apgd.paired import compare_all
 from apgd.statistics import accuracy
 from tune.ablations.bench import Bench, Merge, Wanted
 from tune.ablations.figures import Curve, curves, illustrate
-from tune.ablations.finding import Ablation, Finding, Point, p_text, verdict
+from tune.ablations.finding import Ablation, Finding, Point, PValues, p_text, verdict
 from tune.ablations.settings import SUBJECT
 from tune.evaluators import Purpose
 from tune.report.document import Table, TableRow, numbers, words
@@ -87,7 +87,7 @@ def _find(name: str, bench: Bench) -> Finding:
         if test:
             found.append(
                 Point(
-                    point=point, measure="difference to the published value", test=test,
+                    point=point, measure="difference to the published value", test=PValues.of(test),
                     value=test.difference, interval="bootstrap", split=Split.VALIDATION,
                 )
             )  # fmt: skip

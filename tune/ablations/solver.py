@@ -9,7 +9,7 @@ from apgd.paired import compare_all
 from apgd.statistics import Interval, accuracy
 from tune.ablations.bench import Bench, Merge, Wanted
 from tune.ablations.figures import LOOKS, Curve, ForestRow, curves, forest, illustrate
-from tune.ablations.finding import Ablation, Finding, Point, p_text, verdict
+from tune.ablations.finding import Ablation, Finding, Point, PValues, p_text, verdict
 from tune.ablations.parameter_curves import published_value
 from tune.evaluators import Purpose
 from tune.report.document import Table, TableRow, numbers, words
@@ -135,7 +135,7 @@ def _find(bench: Bench) -> Finding:
         *(
             Point(
                 point=choice, measure="exact minus adam", value=test.difference,
-                interval="bootstrap", split=Split.TEST, test=test,
+                interval="bootstrap", split=Split.TEST, test=PValues.of(test),
             )
             for choice, test in found.items()
         ),

@@ -8,7 +8,7 @@ every seed.
 """
 
 from collections.abc import Mapping, Sequence
-from math import nan
+from math import isnan, nan
 
 import numpy as np
 from scipy import stats
@@ -16,13 +16,14 @@ from scipy import stats
 from apgd.data import Split
 from apgd.methods import methods
 from apgd.paired import Comparison, compare_all
+from apgd.ranking import holm
 from apgd.statistics import LEVEL, Interval, accuracy, relative
 from tune.ablations.bench import Bench, Merge, Wanted
 from tune.ablations.figures import LOOKS, MARKS, Curve, curves, illustrate
-from tune.ablations.finding import Ablation, Finding, Point, against_the_paper, p_text
+from tune.ablations.finding import Ablation, Finding, Point, PValues, against_the_paper
 from tune.ablations.settings import SUBJECT
 from tune.evaluators import Purpose
-from tune.report.document import Cell, Table, TableRow, numbers, words
+from tune.report.document import Cell, Table, TableRow, words
 from tune.report.formatting import listed, percent, points
 
 SMALLEST = 2
@@ -127,6 +128,7 @@ def _find(bench: Bench) -> Finding:
         if all(values.any() for run in experts for values in run.values()):
             related[method, everything] = relative(runs[method], experts)
     tested = compare_all({m: (runs[subject], runs[m]) for m in chosen if m != subject})
+    tests = _tests(gaps, tested, everything)
     gaps |= {(method, everything): test.difference for method, test in tested.items()}
     sizes = list(range(SMALLEST, everything + 1))
     related = {key: value for key, value in related.items() if np.isfinite(value.estimate)}
@@ -167,7 +169,7 @@ def _find(bench: Bench) -> Finding:
     )
     return Finding(
         sentence=_sentence(titles, subject, sizes, absolute, related, gaps),
-        points=tuple(_points(absolute, related, gaps, tested, subject, everything)),
+        points=tuple(_points(absolute, related, gaps, tests, subject, everything)),
         blocks=(
             _table("absolute", "Test accuracy (%)", sizes, titles, absolute),
             *(
@@ -175,7 +177,7 @@ def _find(bench: Bench) -> Finding:
                 if with_related
                 else []
             ),
-            _gap_table(sizes, titles, subject, gaps, tested),
+            _gap_table(sizes, titles, subject, gaps, tests),
         ),
         figure=figure,
     )
@@ -220,30 +222,59 @@ def _table(
     )
 
 
+def _tests(
+    gaps: Mapping[Key, Interval], tested: Mapping[str, Comparison], everything: int
+) -> dict[Key, PValues]:
+    """A paired test of every difference: Student's over subsets, McNemar's of all tasks.
+
+    Args:
+        gaps: the differences over subsets.
+        tested: the comparisons of all tasks.
+        everything: how many tasks there are.
+    """
+    raw = {
+        # One subset alone says nothing.
+        **{key: 1.0 if isnan(gap.low) else gap.p_value() for key, gap in gaps.items()},
+        **{(method, everything): test.test.mid_p for method, test in tested.items()},
+    }
+    sides = {
+        (method, everything): (test.test.better, test.test.worse) for method, test in tested.items()
+    }
+    return {
+        key: PValues(raw=raw[key], adjusted=adjusted, sides=sides.get(key))
+        for key, adjusted in zip(raw, holm(list(raw.values())), strict=True)
+    }
+
+
 def _gap_table(
     sizes: Sequence[int],
     titles: Mapping[str, str],
     subject: str,
     gaps: Mapping[Key, Interval],
-    tested: Mapping[str, Comparison],
+    tests: Mapping[Key, PValues],
 ) -> Table:
     rows = []
-    for method, test in tested.items():
-        cells = [
-            *(points(gaps[method, size]) for size in sizes),
-            p_text(test.test.mid_p),
-            p_text(test.p_adjusted),
-        ]
-        rows.append(TableRow(cells=(*words(titles[method]), *numbers(cells))))
+    for method, title in titles.items():
+        if method == subject:
+            continue
+        shown = tuple(
+            Cell(
+                text=points(gaps[method, size]),
+                strong=tests[method, size].adjusted < 1 - LEVEL,
+            )
+            for size in sizes
+        )
+        rows.append(TableRow(cells=(*words(title), *shown)))
     return Table(
         name="tasks_gaps",
         caption=f"{titles[subject]} minus each other method, percentage points",
-        header=("Method", *map(str, sizes), "p", "p (Holm)"),
+        header=("Method", *map(str, sizes)),
         rows=tuple(rows),
         notes=(
             f"Paired by subset, with Student's interval over subsets; for {sizes[-1]} tasks by "
-            "example and seed, with a bootstrap interval. p: McNemar's test (mid-p) of all tasks, "
-            "with Holm's correction over the methods.",
+            f"example and seed, with a bootstrap interval. Bold: p below 0.05 with Holm's "
+            f"correction over all {len(tests)} comparisons, by Student's paired test over subsets "
+            f"and for {sizes[-1]} tasks by McNemar's (mid-p).",
         ),
     )
 
@@ -252,7 +283,7 @@ def _points(
     absolute: Mapping[Key, Interval],
     related: Mapping[Key, Interval],
     gaps: Mapping[Key, Interval],
-    tested: Mapping[str, Comparison],
+    tests: Mapping[Key, PValues],
     subject: str,
     everything: int,
 ) -> list[Point]:
@@ -268,7 +299,7 @@ def _points(
             value=value,
             interval=_interval(measure, size == everything),
             split=Split.TEST,
-            test=tested.get(method) if size == everything and values is gaps else None,
+            test=tests[method, size] if values is gaps else None,
         )
         for measure, values in kinds
         for (method, size), value in sorted(values.items())
