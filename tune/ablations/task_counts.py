@@ -8,7 +8,7 @@ every seed.
 """
 
 from collections.abc import Mapping, Sequence
-from math import isnan, nan
+from math import hypot, isnan, nan
 
 import numpy as np
 from scipy import stats
@@ -328,16 +328,23 @@ def _sentence(
     if behind:
         lead += ", and is clearly behind another method with some number of tasks"
     elif first:
-        lead += f", clear of every other method with {listed(clearly) if clearly else 'none'}"
+        lead += (
+            f", clear of every other method with {listed(clearly)}"
+            if clearly
+            else ", but is nowhere clear of every other method"
+        )
     claim = against_the_paper(agrees=len(first) == len(sizes), contradicts=behind)
     shown = related if (subject, sizes[0]) in related else absolute
     kind = "Relative to the experts" if shown is related else "On average"
-    falls = shown[subject, sizes[0]].estimate > shown[subject, sizes[-1]].estimate
+    few, all_tasks = shown[subject, sizes[0]], shown[subject, sizes[-1]]
+    reach = 1.96 * hypot(few.standard_error, all_tasks.standard_error)
+    change = all_tasks.estimate - few.estimate
+    course = "falls" if change < -reach else "rises" if change > reach else "does not clearly move"
+    beside = {"falls": ", as in the paper", "rises": ", unlike in the paper"}.get(course, "")
     return (
         f"{lead}; this {claim} the paper's Figure 1, where it leads with every number. {kind} it "
-        f"{'falls' if falls else 'rises'} from {percent(shown[subject, sizes[0]])} % with "
-        f"{sizes[0]} tasks to {percent(shown[subject, sizes[-1]])} % with {sizes[-1]}, "
-        f"{'as' if falls else 'unlike'} in the paper."
+        f"{course} from {percent(few)} % with {sizes[0]} tasks to {percent(all_tasks)} % with "
+        f"{sizes[-1]}{beside}."
     )
 
 
