@@ -142,6 +142,7 @@ def test_report_and_manifest_are_there(smoke: tuple[Path, str]) -> None:
         "data",
         "experts",
         "search",
+        "singular vectors",
         "evaluation",
     ]
 
@@ -286,8 +287,9 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         full_repro.main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for name in (field.name for field in fields(Experiment)):
-        assert f"--{name.replace('_', '-')}" in text
+    for field in fields(Experiment):
+        no = "no-" if field.default is True else ""
+        assert f"--{no}{field.name.replace('_', '-')}" in text
 
 
 def test_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

@@ -1,0 +1,265 @@
+"""A search of seconds: real studies, trials, workers and storage around experts of a few numbers.
+
+Only the model is a stand-in: its score on an example is the larger, the nearer the merge is to the
+task's expert, and each example weighs the matrices in its own way.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from apgd.checkpoints import save_weights
+from apgd.data import ImageExamples, Split
+from apgd.data.reader import LeakError, SplitReader
+from apgd.files import write_json
+from apgd.methods import methods
+from apgd.task_vectors import Delta, TaskVectors, two_dimensional
+from tune import searches, workers
+from tune.evaluators import Purpose, ScoreJob, Workload
+from tune.progress import Display
+from tune.records import RecordStore
+from tune.sampling import Sampling
+from tune.search import Finished, Studies
+from tune.searches import Searched
+from tune.studies import Study
+from tune.workers import Job, Shared, Worker
+
+TASKS = ("apples", "pears", "plums")
+UNSEEN = ("figs",)
+SHAPES = {"tall": (12, 5), "wide": (6, 15), "square": (8, 8)}
+RANK, EXPERTS = 5, len(TASKS)
+EXAMPLES = 90
+
+
+def make_run(folder: Path) -> Path:
+    """A claimed run folder with base and experts beside it."""
+    generator = torch.Generator().manual_seed(5)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    save_weights(folder / "base.safetensors", base)
+    for task in (*TASKS, *UNSEEN):
+        state = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        save_weights(folder / f"{task}.safetensors", state)
+    write_json(folder / "run" / "experiment.json", {"identity": {}, "run_id": "one"})
+    return folder
+
+
+def workload_of(folder: Path) -> Workload:
+    experts = tuple((task, str(folder / f"{task}.safetensors")) for task in TASKS)
+    return Workload(
+        "orchard",
+        folder / "run",
+        ((0, experts), (1, experts)),
+        tuple((seed, (("data", "abc"), ("seed", str(seed)))) for seed in (0, 1)),
+        None,
+        0,
+    )
+
+
+def small_study(method: str = "doge_ta", seed: int = 0, trials: int = 6, **fields: Any) -> Study:
+    return Study(method, seed, trials, RANK, EXPERTS, **fields)
+
+
+class Orchard:
+    """Stands in for a suite."""
+
+    name = "orchard"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.tasks = [SimpleNamespace(name=task) for task in TASKS]
+
+    is_merged = staticmethod(two_dimensional)
+
+    def base_path(self) -> Path:
+        return self._folder / "base.safetensors"
+
+    def examples(self, task: str, split: Split) -> ImageExamples:
+        start = [Split.TRAIN, Split.VALIDATION, Split.TEST].index(split) * EXAMPLES
+        pixels = np.zeros((EXAMPLES, 1, 1, 3), np.uint8)
+        return ImageExamples(pixels, np.arange(start, start + EXAMPLES))
+
+
+class SmallEvaluator:
+    """Stands in for an evaluator, and writes down what is asked of it."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.folder = workload.run_dir.parent
+        self.unseen = UNSEEN
+        self.asked: list[tuple[str, int]] = []
+        self.vectors: dict[int, TaskVectors] = {}
+        self._delta: Delta | None = None
+        self._expert = ""
+        paths = {task: self.folder / f"{task}.safetensors" for task in (*TASKS, *UNSEEN)}
+        self._targets = TaskVectors(self.folder / "base.safetensors", paths)
+
+    def task_vectors(self, seed: int, _tasks: tuple[str, ...] = ()) -> TaskVectors:
+        if seed not in self.vectors:
+            paths = self.workload.experts_of(seed)
+            self.vectors[seed] = TaskVectors(self.folder / "base.safetensors", paths)
+        return self.vectors[seed]
+
+    def reader(self, purpose: Purpose, share: float = 1.0) -> SplitReader:
+        return SplitReader(Orchard(self.folder), {purpose.reads}, None, share)
+
+    def load(self, delta: Delta) -> None:
+        with (self.workload.run_dir / "rungs.log").open("a") as file:
+            file.write("merge\n")
+        self._delta, self._expert = delta, ""
+
+    def score(self, task: str, examples: ImageExamples) -> float:
+        self.asked.append((task, len(examples)))
+        index = (*TASKS, *UNSEEN).index(task)
+        angles = 1 + 0.5 * np.cos(np.outer(examples.labels + index, [1.0, 1.7, 2.9]))
+        distances = []
+        for name in SHAPES:
+            target = self._targets[name][index]
+            own = 0.0 if self._expert else float((self._delta[name] - target).norm())  # type: ignore[index]
+            distances.append(own / float(target.norm()))
+        return float(np.exp(-angles @ np.array(distances)).mean())
+
+    def expert_score(self, _seed: int, task: str, examples: ImageExamples) -> float:
+        self._expert = task
+        return self.score(task, examples)
+
+    def delta(self, job: ScoreJob, _reader: SplitReader) -> Delta:
+        method = methods[job.method]
+        return method.merge(self.task_vectors(job.seed), method.parse(dict(job.params)))
+
+
+class SmallWorker(Worker):
+    """A worker with that stand-in, which misbehaves as files in the run folder say."""
+
+    _small: SmallEvaluator | None = None
+
+    def _evaluator_of(self, workload: Workload) -> Any:
+        if self._small is None or self._small.workload != workload:
+            self._small = SmallEvaluator(workload)
+        return self._small
+
+    def score_trial(
+        self,
+        shared: Shared,
+        study: int,
+        number: int,
+        params: dict[str, Any],
+        rung: int,
+    ) -> tuple[float, ...]:
+        name = f"{study}-{number}-{rung}"
+        folder = shared.workload.run_dir / "faults"
+        for fault in (name, f"{study}-all-{rung}"):
+            if (folder / f"{fault}.raise").exists():
+                raise OSError("the disk is on fire\nand nobody is there")
+            if (folder / f"{fault}.leak").exists():
+                reader = self._evaluator_of(shared.workload).reader(Purpose.SEARCH)
+                reader.examples("apples", Split.TEST)
+            if (folder / f"{fault}.die").exists():
+                (folder / f"{fault}.die").unlink()
+                os.kill(os.getpid(), 9)
+            if (folder / f"{fault}.always_die").exists():
+                os.kill(os.getpid(), 9)
+        values = super().score_trial(shared, study, number, params, rung)
+        if (folder / f"{name}.nan").exists():
+            return (float("nan"),) * len(values)
+        return values
+
+
+def fault(folder: Path, name: str) -> None:
+    """Ask for a fault, for example `0-3-1.raise`: study, trial (or all) and rung."""
+    (folder / "run" / "faults").mkdir(exist_ok=True)
+    (folder / "run" / "faults" / name).touch()
+
+
+class Here:
+    """Stands in for the pool of workers: one worker in this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(workers, "assigned_device", lambda: "cpu")
+        patch.setattr(workers.numerics, "configure", torch.set_num_threads)
+        self.handles = [SmallWorker(threads=1)]
+
+    def run(
+        self, jobs: Sequence[Job], *, on_done: Callable[[int, Any], None], **_: object
+    ) -> list[Any]:
+        results = []
+        for index, job in enumerate(jobs):
+            results.append(getattr(self.handles[0], job.method)(*job.arguments))
+            on_done(index, results[-1])
+        return results
+
+
+def in_turn(
+    samplings: Sequence[Sampling],
+    shared: Shared,
+    handles: Sequence[Any],
+    _scratch: Path,
+    on_finish: Finished,
+) -> None:
+    """What Tune does, in this process: one trial after another."""
+    studies = Studies(samplings, on_finish, slots=1)
+    while not studies.all_suggested:
+        config = studies.next()
+        assert config is not None
+        for rung in range(config["rungs"]):
+            place = (config["study"], config["number"], config["params"])
+            result: dict[str, Any] = {"training_iteration": rung + 1}
+            try:
+                values = handles[0].score_trial(shared, *place, rung)
+                result |= {"values": values, "done": rung + 1 == config["rungs"]}
+            except (OSError, LeakError, RuntimeError) as error:
+                ends = isinstance(error, LeakError)
+                result |= {"error": str(error), "ends_search": ends, "done": True}
+            if not studies.report(config, result) or result["done"]:
+                break
+        studies.finish(config, None)
+        if studies.fault is not None:
+            raise studies.fault
+        if studies.end is not None:
+            raise RuntimeError(studies.end)
+
+
+def run_here(
+    folder: Path, studies: Sequence[Study], patch: pytest.MonkeyPatch, *, bases: bool = False
+) -> list[Searched]:
+    """The search stage in this process, without Ray."""
+    patch.setattr(searches, "run_searches", in_turn)
+    if not bases:
+        patch.setattr(searches, "shared_bases", lambda *_arguments: {})
+    return search_with(Here(patch), folder, studies)
+
+
+def search_with(pool: Any, folder: Path, studies: Sequence[Study]) -> list[Searched]:
+    experiment: Any = SimpleNamespace(folder=folder / "run", storage=None)
+    suite: Any = Orchard(folder)
+    with Display(Console(quiet=True)) as display:
+        return searches.search_studies(
+            studies, experiment, suite, workload_of(folder), pool,
+            RecordStore(folder / "run"), display,
+        )  # fmt: skip
+
+
+def storage_url(folder: Path) -> str:
+    return f"sqlite:///{(folder / 'run' / 'studies.db').resolve()}"
+
+
+def merges_scored(folder: Path) -> int:
+    """How many merges were put into a model, over all processes."""
+    log = folder / "run" / "rungs.log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def found_in(results: Sequence[Searched]) -> list[tuple[str, list[Mapping[str, Any]], str]]:
+    """What must not depend on how a search was run: trials and the best of them."""
+
+    def told(record: Any) -> dict[str, Any]:
+        details = {k: v for k, v in record.details.items() if k != "reads"}
+        return {"key": record.key, "params": record.params, "scores": record.scores} | details
+
+    return [(r.study.name, [told(t) for t in r.trials], r.best.key) for r in results]
