@@ -20,7 +20,7 @@ PLUGGED = ("weight_averaging+apgd", "task_arithmetic+apgd", "ties+apgd", "tsv_m+
 
 @pytest.fixture
 def vectors(model: Make) -> TaskVectors:
-    return TaskVectors(*model())
+    return TaskVectors(*model(), lambda name, tensor: tensor.ndim == 2 and name != "row")
 
 
 def same_size(vectors: TaskVectors, k: int) -> SharedWork:
