@@ -1,6 +1,7 @@
 """Trials of a search, rung by rung, where the task vectors are."""
 
 import json
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ class TrialScorer:
             delta = self._delta(trial, setting, reader)
             merged = time.perf_counter()
             found = self._scores(study, delta, reader)
-            values = tuple(objective_value(o, found) for o in study.objectives)
+            values = _finite({o: objective_value(o, found) for o in study.objectives})
             judged.append(Judged(setting=setting, values=values))
             cells.append(_cells(found))
             seconds["merge"] += merged - started
@@ -211,6 +212,14 @@ def _known(earlier: Sequence[RungResult], setting: Setting, share: float) -> Jud
     """What is known of a setting from a rung with the same share."""
     same = (judged for rung in earlier if rung.share == share for judged in rung.judged)
     return next((judged for judged in same if judged.setting == setting), None)
+
+
+def _finite(values: Mapping[Objective, float]) -> tuple[float, ...]:
+    """The objectives' values, which a sampler can only take where they are numbers."""
+    for objective, value in values.items():
+        if not math.isfinite(value):
+            raise RuntimeError(f"objectives must be finite, but {objective} is {value}")
+    return tuple(values.values())
 
 
 def _cells(scores: ValidationScores) -> dict[str, float]:
