@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from rich.console import Console
@@ -22,6 +23,7 @@ from apgd.files import write_json
 from apgd.methods import methods
 from apgd.task_vectors import Delta, TaskVectors, two_dimensional
 from tune import searches, workers
+from tune.cluster import Cluster
 from tune.evaluators import Purpose, ScoreJob, Workload
 from tune.progress import Display
 from tune.records import RecordStore
@@ -29,7 +31,7 @@ from tune.sampling import Sampling
 from tune.search import Finished, Studies
 from tune.searches import Searched
 from tune.studies import Study
-from tune.workers import Job, Shared, Worker
+from tune.workers import Job, Shared, Worker, WorkerPool
 
 TASKS = ("apples", "pears", "plums")
 UNSEEN = ("figs",)
@@ -163,12 +165,15 @@ class SmallWorker(Worker):
             if (folder / f"{fault}.die").exists():
                 (folder / f"{fault}.die").unlink()
                 os.kill(os.getpid(), 9)
-            if (folder / f"{fault}.always_die").exists():
-                os.kill(os.getpid(), 9)
-        values = super().score_trial(shared, study, number, params, rung)
-        if (folder / f"{name}.nan").exists():
-            return (float("nan"),) * len(values)
-        return values
+        return super().score_trial(shared, study, number, params, rung)
+
+
+class RemoteWorker(SmallWorker):
+    """The same in a process of its own, which need not be deterministic to the last bit."""
+
+    def __init__(self, threads: int) -> None:
+        workers.numerics = SimpleNamespace(configure=torch.set_num_threads)  # type: ignore[attr-defined]
+        super().__init__(threads)
 
 
 def fault(folder: Path, name: str) -> None:
@@ -230,7 +235,12 @@ def run_here(
 ) -> list[Searched]:
     """The search stage in this process, without Ray."""
     patch.setattr(searches, "run_searches", in_turn)
-    if not bases:
+    if bases:
+        node = {"Alive": True, "Resources": {"object_store_memory": 1e9}}
+        patch.setattr(searches.ray, "nodes", lambda: [node])
+        patch.setattr(searches.ray, "put", lambda found: found)
+        patch.setattr(workers.ray, "get", lambda found: found)
+    else:
         patch.setattr(searches, "shared_bases", lambda *_arguments: {})
     return search_with(Here(patch), folder, studies)
 
@@ -245,6 +255,15 @@ def search_with(pool: Any, folder: Path, studies: Sequence[Study]) -> list[Searc
         )  # fmt: skip
 
 
+def small_pool(count: int, patch: pytest.MonkeyPatch) -> WorkerPool:
+    """A pool of such workers, in the Ray session that is open."""
+    patch.setattr(workers, "Worker", RemoteWorker)
+    cluster = Cluster(
+        nodes=1, cpus=count, gpus=0, joined=False, workers=count, threads_per_worker=1
+    )
+    return WorkerPool(cluster)
+
+
 def storage_url(folder: Path) -> str:
     return f"sqlite:///{(folder / 'run' / 'studies.db').resolve()}"
 
@@ -253,6 +272,20 @@ def merges_scored(folder: Path) -> int:
     """How many merges were put into a model, over all processes."""
     log = folder / "run" / "rungs.log"
     return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def kept_in(folder: Path) -> dict[str, list[Any]]:
+    """What Optuna reads back from the storage."""
+    return {
+        study.study_name.split("/", 1)[1]: [
+            (t.number, t.state.name, t.params, t.values, t.intermediate_values, t.user_attrs)
+            for t in study.trials
+        ]
+        for study in (
+            optuna.load_study(study_name=name, storage=storage_url(folder))
+            for name in optuna.get_all_study_names(storage_url(folder))
+        )
+    }
 
 
 def found_in(results: Sequence[Searched]) -> list[tuple[str, list[Mapping[str, Any]], str]]:

@@ -196,10 +196,6 @@ def test_the_search_stage_decomposes_once_for_all_studies(
 ) -> None:
     """Each expert's matrix once in all, by the workers' `decompose`, at the largest k."""
     asked: Counter[tuple[int, str, int]] = Counter()
-    node = {"Alive": True, "Resources": {"object_store_memory": 1e9}}
-    monkeypatch.setattr(searches.ray, "nodes", lambda: [node])
-    monkeypatch.setattr(searches.ray, "put", lambda found: found)
-    monkeypatch.setattr("tune.workers.ray.get", lambda found: found)
     original = searches.Job
 
     def job(method: str, arguments: tuple[Any, ...]) -> Any:
