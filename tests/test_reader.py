@@ -45,7 +45,9 @@ def test_other_examples_than_the_run_began_with_are_refused() -> None:
 
 class Many(Source):
     def examples(self, task: str, split: Split) -> ImageExamples:
-        return ImageExamples(np.arange(90, dtype=np.uint8).repeat(12).reshape(-1, 2, 2, 3), np.arange(90))
+        return ImageExamples(
+            np.arange(90, dtype=np.uint8).repeat(12).reshape(-1, 2, 2, 3), np.arange(90)
+        )
 
 
 def test_a_share_is_the_same_for_all_and_part_of_larger_ones() -> None:

@@ -84,9 +84,7 @@ def test_subspaces_are_those_of_one_merge(
         torch.testing.assert_close(projector(found), projector(expected), atol=2e-6, rtol=0)
 
 
-def test_subspaces_of_the_last_sizes_are_kept(
-    vectors: TaskVectors, counts: Counter[str]
-) -> None:
+def test_subspaces_of_the_last_sizes_are_kept(vectors: TaskVectors, counts: Counter[str]) -> None:
     shared = SharedWork(vectors)
     sizes = [(1, 1), (2, 2), (3, 3), (4, 4)]
     for size in (*sizes, *sizes):

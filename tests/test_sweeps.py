@@ -48,7 +48,9 @@ def assert_same_bits(found: Delta, expected: Delta) -> None:
 def assert_close(found: Delta, expected: Delta) -> None:
     assert set(found) == set(expected)
     for name, change in expected.items():
-        torch.testing.assert_close(found[name], change, atol=2e-5 * float(change.abs().max()), rtol=0)
+        torch.testing.assert_close(
+            found[name], change, atol=2e-5 * float(change.abs().max()), rtol=0
+        )
 
 
 OWN: dict[str, Value] = {"basis_size": 2, "learning_rate": RATE}
@@ -109,9 +111,7 @@ def test_two_runs_share_without_disturbing_each_other(vectors: TaskVectors) -> N
 
 
 @pytest.mark.parametrize("method", PLUGGED)
-def test_the_same_holds_where_apgd_comes_before_a_method(
-    method: str, vectors: TaskVectors
-) -> None:
+def test_the_same_holds_where_apgd_comes_before_a_method(method: str, vectors: TaskVectors) -> None:
     params: dict[str, Value] = {f"apgd_{name}": value for name, value in OWN.items()}
     run = begun(method, same_size(vectors, 2), params)
     for steps in (0, 10, 100):

@@ -36,9 +36,7 @@ def test_unseen_tasks_and_merged_ones_do_not_mix() -> None:
 @pytest.mark.parametrize("experts", [{}, {"a": 0.5}, {"a": 0.5, "b": 0.0}, {"a": 0.5, "c": 0.5}])
 def test_scores_relative_to_experts_need_each_of_them(experts: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="need a positive one for each of a, b, but got"):
-        objective_value(
-            Objective.WORST_TASK, scores(merged={"a": 0.5, "b": 0.5}, experts=experts)
-        )
+        objective_value(Objective.WORST_TASK, scores(merged={"a": 0.5, "b": 0.5}, experts=experts))
 
 
 def test_a_mean_of_nothing_is_refused() -> None:
@@ -48,7 +46,9 @@ def test_a_mean_of_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("split", [Split.TEST, Split.TRAIN, "validation"])
 def test_scores_of_another_split_are_refused(split: Any) -> None:
-    with pytest.raises(LeakError, match=f"choices are made on the validation split, but got {split}"):
+    with pytest.raises(
+        LeakError, match=f"choices are made on the validation split, but got {split}"
+    ):
         ValidationScores(split=split, merged={"a": 0.5})
 
 

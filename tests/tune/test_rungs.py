@@ -91,7 +91,8 @@ def test_nothing_is_dropped_with_a_narrowing_of_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("iterations", "amounts"), [(400, [50, 200, 400]), (12, [2, 6, 12]), (3, [1, 2, 3]), (1, [1] * 3)]
+    ("iterations", "amounts"),
+    [(400, [50, 200, 400]), (12, [2, 6, 12]), (3, [1, 2, 3]), (1, [1] * 3)],
 )
 def test_amounts_grow_up_to_the_published_one(iterations: int, amounts: list[int]) -> None:
     # The declared range begins at 0, but a rung without a step would not be the method.

@@ -1,4 +1,4 @@
-"""A search that is killed goes on: nothing is lost, nothing is done twice, nothing comes out else."""
+"""A search that is killed goes on: nothing is lost, nothing done twice, and the end is the same."""
 
 import multiprocessing
 import os

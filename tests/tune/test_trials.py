@@ -211,7 +211,9 @@ def test_the_search_stage_decomposes_once_for_all_studies(
     assert counts["task_bases"] == 0
 
 
-def test_the_last_trials_merges_are_kept(scorer: TrialScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_trials_merges_are_kept(
+    scorer: TrialScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun: Counter[str] = Counter()
     counted(monkeypatch, TrialScorer, "_begin", begun)
     for rung in range(3):
@@ -283,13 +285,13 @@ def test_weights_that_are_no_numbers_fail_the_trial(
     scorer: TrialScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = SharedWork.magnitude_thresholds
-    monkeypatch.setattr(
-        SharedWork, "magnitude_thresholds", lambda *a: original(*a) * float("nan")
-    )
+    monkeypatch.setattr(SharedWork, "magnitude_thresholds", lambda *a: original(*a) * float("nan"))
     monkeypatch.setattr(
         "apgd.methods.doge_ta.projective.masked_sum", lambda tau, *_rest: tau[0] * float("nan")
     )
-    with pytest.raises(RuntimeError, match="merged weights must be finite, but those of .* are not"):
+    with pytest.raises(
+        RuntimeError, match="merged weights must be finite, but those of .* are not"
+    ):
         scorer.rung(trial(3), 0)
 
 
