@@ -219,8 +219,9 @@ def in_turn(
                 values = handles[0].score_trial(shared, *place, rung)
                 result |= {"values": values, "done": rung + 1 == config["rungs"]}
             except (OSError, LeakError, RuntimeError) as error:
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 ends = isinstance(error, LeakError)
-                result |= {"error": str(error), "ends_search": ends, "done": True}
+                result |= {"error": reason, "ends_search": ends, "done": True}
             if not studies.report(config, result) or result["done"]:
                 break
         studies.finish(config, None)
