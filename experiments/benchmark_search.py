@@ -1,0 +1,581 @@
+"""Trials per hour of DOGE TA's search beside those of a naive one, and where the time goes.
+
+uv run experiments/benchmark_search.py                   all of it, about 15 minutes
+uv run experiments/benchmark_search.py --smoke           the same with tiny counts
+
+In one run, on the same cores and experts of mini_vision: a naive loop with Ray Tune (naive_search),
+then the search as it is used, and with everything judged that it would leave out. Then the search
+with one worker, and over simulated nodes, whose workers sleep as long as rungs took in the real one
+instead of computing.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import ray
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from apgd import InputError, __version__
+from apgd.data import Split
+from apgd.files import write_json
+from apgd.machine import name_of
+from apgd.suites import Suite
+from experiments.naive_search import ENGINES, Given, run_naively
+from experiments.search_rates import (
+    Counts,
+    CpuMeter,
+    rung_counts,
+    steady_rate,
+    time_split,
+    within,
+)
+from tune.cluster import Cluster, ray_session
+from tune.evaluators import Workload
+from tune.experiment import Experiment, check, merged_rank
+from tune.experts import prepare_data, train_experts
+from tune.progress import Display
+from tune.records import RecordStore
+from tune.rungs import RungResult, Rungs
+from tune.sampling import Outcome, Sampling
+from tune.search import run_searches
+from tune.searches import bases_bytes, shared_bases, study_key, trial_record
+from tune.stages import make_workload
+from tune.storage import open_storage
+from tune.studies import Params, Study
+from tune.trials import Trial, rungs_done
+from tune.workers import Shared, WorkerPool
+
+_GROUPS = {
+    "trials": ("ray::MergeTrial", "ray::ResourceTrainable"),
+    "workers": ("ray::RemoteWorker", "ray::SleepingWorker"),
+}
+_MANY = 1_000_000
+_NODE_CPUS = 2
+_IN_FULL = Rungs(shares=(1.0, 1.0, 1.0), narrowing=1, reduction=1)
+"""Every setting is judged on all validation examples, and nothing is stopped."""
+_USED_LABEL, _IN_FULL_LABEL, _ALONE_LABEL = "as used", "like for like", "1 worker"
+_TARGETS = {"speed-up": 20.0, "computing": 0.7, "overhead": 0.05, "scaling": 0.85}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchBenchmark(Experiment):
+    """Search DOGE TA, with an eye on the clock."""
+
+    name: ClassVar[str] = "benchmark_search"
+    corruptions: ClassVar[bool] = False
+
+    methods: tuple[str, ...] = ("doge_ta",)
+    """The method that is searched."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all measurements have in common."""
+
+    suite: Suite
+    base: SearchBenchmark
+    """The experiment, of which each measurement has a run folder of its own."""
+    folder: Path
+    hashes: Mapping[tuple[str, str], str]
+    experts: Mapping[tuple[int, str], Any]
+    display: Display
+    seconds: float | None
+    """How long each search is measured; None where it ends by its trials."""
+    trials: int
+
+    def experiment(self, label: str) -> SearchBenchmark:
+        """The experiment of one measurement; nothing that another has done is found there."""
+        made = replace(self.base, run_dir=self.folder / label)
+        check(made)
+        return made
+
+    def study(self, rungs: Rungs, at_once: int) -> Study:
+        """The search of DOGE TA at the first seed."""
+        published = tuple(self.base.settings_of(self.suite, "doge_ta").items())
+        trials = self.trials if self.seconds is None else _MANY
+        return Study(
+            "doge_ta", 0, trials, merged_rank(self.suite), len(self.suite.tasks), published,
+            rungs=rungs, at_once=at_once,
+        )  # fmt: skip
+
+    def examples_at(self, share: float) -> int:
+        """Validation examples of all tasks at a share."""
+        found = [self.suite.examples(task.name, Split.VALIDATION) for task in self.suite.tasks]
+        limit = self.base.limit
+        cut = found if limit is None else [of.first(limit) for of in found]
+        return sum(len(of.part(share)) for of in cut)
+
+
+class TimedSampling(Sampling):
+    """Sampling that notes when rungs are done, and ends the search once its time is up.
+
+    Args:
+        study: as `Sampling`.
+        name: as `Sampling`.
+        storage: as `Sampling`.
+        warm_up: the time begins when so many rungs are done.
+        seconds: how long it is; None for as long as there are trials.
+    """
+
+    def __init__(
+        self, study: Study, name: str, storage: Any, warm_up: int, seconds: float | None
+    ) -> None:
+        super().__init__(study, name, storage)
+        self._warm_up, self._seconds = warm_up, seconds
+        self.reported: list[tuple[float, int, int]] = []
+        """When, which trial, which of its rungs."""
+        self._last_suggested = 0.0
+
+    @property
+    def begin(self) -> float:
+        """When the steady part begins."""
+        return self.reported[self._warm_up - 1][0]
+
+    @property
+    def end(self) -> float:
+        """The last rung that ended while no worker was short of work."""
+        until = self._last_suggested if self._seconds is None else self.begin + self._seconds
+        return max(at for at, _, _ in self.reported if at <= until)
+
+    @property
+    def _over(self) -> bool:
+        if self._seconds is None or len(self.reported) < self._warm_up:
+            return False
+        return time.perf_counter() > self.begin + self._seconds
+
+    def suggest(self) -> tuple[int, Params] | None:
+        """See `Sampling`."""
+        if self._over:
+            self.study = replace(self.study, trials=self.suggested)
+        found = super().suggest()
+        if found is not None:
+            self._last_suggested = time.perf_counter()
+        return found
+
+    def goes_on(self, number: int, values: Sequence[float]) -> bool:
+        """See `Sampling`."""
+        self.reported.append((time.perf_counter(), number, len(values) - 1))
+        return not self._over and super().goes_on(number, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A search that was measured, over its steady part."""
+
+    label: str
+    workers: int
+    seconds: float
+    """Length of the steady part."""
+    warm_up: float
+    """Seconds before it: singular vectors, processes, data, as many rungs as there are workers."""
+    counts: Counts
+    best: float | None
+    """Largest mean accuracy on all validation examples, of the whole search; None where it had no
+    time for any."""
+    cpu: Mapping[str, float]
+    """Processor seconds in the steady part by kind of process."""
+    processes: int
+    """Processes of Tune trials that were started in the steady part."""
+    rungs: Sequence[Sequence[RungResult]] = field(repr=False)
+    """Of every trial."""
+
+    def per_hour(self, count: float) -> float:
+        """The rate of something that was counted."""
+        return 3600 * count / self.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the rungs, with rates and shares of time."""
+        named = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "rungs"}
+        split = time_split(self.seconds, self.workers, self.counts)
+        rates = {
+            "settings": self.counts.settings, "settings_in_full": self.counts.in_full,
+            "trials": self.counts.trials, "images": self.counts.images,
+        }  # fmt: skip
+        return {
+            **named, "counts": asdict(self.counts), "time": asdict(split),
+            "per_hour": {name: self.per_hour(count) for name, count in rates.items()},
+        }  # fmt: skip
+
+
+class SleepingWorker:
+    """Takes the place of a worker: it sleeps as long as a rung took, and gives what came out.
+
+    Args:
+        recorded: of a real search, the trials' rungs.
+    """
+
+    def __init__(self, recorded: Sequence[Sequence[RungResult]]) -> None:
+        most = max(len(rungs) for rungs in recorded)
+        self._by_rung = [[of[i] for of in recorded if len(of) > i] for i in range(most)]
+
+    def score_trial(
+        self, shared: Shared, study: int, number: int, params: Params, rung: int
+    ) -> tuple[float, ...]:
+        """As `tune.workers.Worker.score_trial`, down to the file of the rung."""
+        trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
+        run_dir = shared.workload.run_dir
+        done = rungs_done(trial, run_dir)
+        alike = self._by_rung[rung]
+        result = alike[number % len(alike)]
+        time.sleep(sum(result.seconds.values()))
+        write_json(trial.path(run_dir), [asdict(of) for of in (*done, result)])
+        return result.values
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _options()
+    console = Console(width=118)
+    with ExitStack() as stack:
+        folder = options.run_dir or Path(stack.enter_context(TemporaryDirectory()))
+        if options.run_dir is not None and folder.exists() and any(folder.iterdir()):
+            raise InputError(f"--run-dir must be new or empty, but {folder} is not")
+        display = stack.enter_context(Display(console))
+        report = _measure_all(options, folder, display)
+    _print(report, console)
+    if options.out is not None:
+        write_json(options.out, report)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cpus = os.cpu_count() or 1
+    parser.add_argument("--minutes", type=float, default=2.0, help="length of each search (2)")
+    parser.add_argument("--trials", type=int, help="trials of each search, in place of --minutes")
+    parser.add_argument("--cpus", type=int, default=cpus, help=f"workers, naive trials ({cpus})")
+    parser.add_argument("--naive-engine", nargs="*", choices=ENGINES, default=list(ENGINES),
+                        help="who merges in the naive loop: torch's SVD and autograd, or "
+                        "apgd.merge (both)")  # fmt: skip
+    parser.add_argument("--naive-trials", type=int,
+                        help="of each engine; three per core if not given")  # fmt: skip
+    parser.add_argument("--nodes", type=int, nargs="*", default=[1, 2, 4],
+                        help="simulated nodes, of 2 CPUs each (1 2 4)")  # fmt: skip
+    parser.add_argument("--without", nargs="*", default=[], choices=[_IN_FULL_LABEL, _ALONE_LABEL],
+                        help="searches to leave out")  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="compile the search's forward pass")
+    parser.add_argument("--experts-dir", type=Path, default=Path("runs/experts"))
+    parser.add_argument("--run-dir", type=Path, help="new folder; temporary if not given")
+    parser.add_argument("--smoke", action="store_true", help="tiny: figures without meaning")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    if options.smoke:
+        options.minutes, options.nodes = min(options.minutes, 0.1), options.nodes[:2]
+        options.naive_trials = options.naive_trials or 2 * options.cpus
+    options.naive_trials = options.naive_trials or 3 * options.cpus
+    if options.naive_trials < 2 * options.cpus:
+        raise InputError(
+            f"--naive-trials must be at least two a core, {2 * options.cpus}, but got "
+            f"{options.naive_trials}"
+        )
+    return options
+
+
+def _measure_all(options: argparse.Namespace, folder: Path, display: Display) -> dict[str, Any]:
+    setting = _prepared(options, folder, display)
+    naive = {engine: _naive(setting, engine, options) for engine in options.naive_engine}
+    cpus = options.cpus
+    wanted = {
+        _USED_LABEL: (Rungs(), cpus), _IN_FULL_LABEL: (_IN_FULL, cpus), _ALONE_LABEL: (Rungs(), 1),
+    }  # fmt: skip
+    if cpus == 1:
+        del wanted[_ALONE_LABEL]
+    searches = {
+        label: _search(setting, label, rungs, workers)
+        for label, (rungs, workers) in wanted.items()
+        if label not in options.without
+    }
+    nodes = {count: _simulated(setting, count, searches[_USED_LABEL]) for count in options.nodes}
+    return {
+        "machine": name_of(torch.device("cpu")), "cpus": cpus, "smoke": options.smoke,
+        "torch": torch.__version__, "ray": ray.__version__, "apgd": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "validation_examples": setting.examples_at(1.0),
+        "naive": naive,
+        "compiled": options.compile,
+        "searches": [measured.as_json() for measured in searches.values()],
+        "nodes": {str(count): measured.as_json() for count, measured in nodes.items()},
+    }  # fmt: skip
+
+
+def _prepared(options: argparse.Namespace, folder: Path, display: Display) -> Setting:
+    base = SearchBenchmark(
+        smoke=options.smoke,
+        experts_dir=options.experts_dir,
+        run_dir=folder / "preparation",
+        compile=options.compile,
+    )
+    check(base)
+    suite = base.full_suite
+    with ray_session(address="local", cpus=options.cpus) as cluster:
+        pool = WorkerPool(cluster)
+        workers = pool.introduce(base.folder, 0)
+        hashes = prepare_data(suite, pool, display, corrupted=False)
+        experts = train_experts(base, suite, hashes, pool, workers, display)
+    seconds = 60 * options.minutes if options.trials is None else None
+    return Setting(suite, base, folder, hashes, experts, display, seconds, options.trials or 0)
+
+
+def _naive(setting: Setting, engine: str, options: argparse.Namespace) -> dict[str, Any]:
+    study = setting.study(Rungs(), 1)
+    given = Given(
+        suite=setting.suite.name,
+        experts=tuple((task, str(of.weights)) for (_, task), of in setting.experts.items()),
+        engine=engine,
+        limit=setting.base.limit,
+    )
+    published = study.published.as_dict()
+    scratch = setting.folder / f"naive-{engine}"
+    with (
+        setting.display.stage(f"naive, {engine}", options.naive_trials) as stage,
+        ray_session(address="local", cpus=options.cpus),
+    ):
+        found = run_naively(given, published, study.rank, options.naive_trials, scratch)
+        stage.advance(options.naive_trials)
+    rate = steady_rate(found.ended, options.cpus)
+    inside = sum(found.seconds.values())
+    return {
+        "trials": options.naive_trials, "per_hour": 3600 * rate,
+        "images_per_hour": 3600 * rate * setting.examples_at(1.0), "best": found.best,
+        # The rest of a slot's time goes to the start of a process and to Tune.
+        "seconds": {"start": options.cpus / rate - inside, **found.seconds},
+    }  # fmt: skip
+
+
+def _search(setting: Setting, label: str, rungs: Rungs, cpus: int) -> Measured:
+    """Search for real."""
+    experiment = setting.experiment(label.replace(" ", "_"))
+    workload = make_workload(experiment, setting.suite, setting.hashes, setting.experts)
+    study = setting.study(rungs, experiment.at_once)
+    shared = bases_bytes([study], setting.suite)
+    with (
+        ray_session(address="local", cpus=cpus, shared_bytes=shared) as cluster,
+        CpuMeter(_GROUPS) as meter,
+    ):
+        pool = WorkerPool(cluster)
+        pool.introduce(experiment.folder, 0)
+        started = time.perf_counter()
+        bases = shared_bases([study], setting.suite, workload, pool, setting.display)
+        handles = pool.handles
+        return _measured(
+            setting, experiment, study, workload, handles, bases, meter, label, started
+        )
+
+
+def _simulated(setting: Setting, nodes: int, real: Measured) -> Measured:
+    """Search over nodes on this machine, with workers that sleep."""
+    label = f"{nodes} nodes"
+    experiment = setting.experiment(label.replace(" ", "_"))
+    workload = make_workload(experiment, setting.suite, setting.hashes, setting.experts)
+    workers = nodes * _NODE_CPUS
+    # A study that lets too few trials run at once cannot keep so many workers busy.
+    study = setting.study(Rungs(), max(experiment.at_once, 4 * workers))
+    with _nodes(nodes) as cluster, CpuMeter(_GROUPS) as meter:
+        started = time.perf_counter()
+        remote: Any = ray.remote(num_cpus=1)(SleepingWorker)
+        recorded = ray.put([list(rungs) for rungs in real.rungs])
+        handles = [remote.remote(recorded) for _ in range(workers)]
+        if cluster.workers != workers:
+            raise RuntimeError(f"{workers} workers must fit, but only {cluster.workers} do")
+        return _measured(setting, experiment, study, workload, handles, {}, meter, label, started)
+
+
+@contextmanager
+def _nodes(count: int) -> Iterator[Cluster]:
+    from ray.cluster_utils import Cluster as RayCluster
+
+    store = {"object_store_memory": 100 * 2**20}
+    simulated = RayCluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": _NODE_CPUS, "include_dashboard": False, **store},
+    )
+    try:
+        for _ in range(count - 1):
+            simulated.add_node(num_cpus=_NODE_CPUS, **store)
+        simulated.wait_for_nodes()
+        with ray_session(address=simulated.address, most_workers=_NODE_CPUS * count) as cluster:
+            yield cluster
+    finally:
+        simulated.shutdown()
+
+
+def _measured(
+    setting: Setting,
+    experiment: Experiment,
+    study: Study,
+    workload: Workload,
+    handles: Sequence[Any],
+    bases: Mapping[int, Any],
+    meter: CpuMeter,
+    label: str,
+    started: float,
+) -> Measured:
+    """Run a study as `tune.searches` does, with its files and its database."""
+    store = RecordStore(experiment.folder)
+    key = study_key(study, experiment, workload)
+    sampling = TimedSampling(
+        study, f"benchmark/{key}", open_storage(experiment), len(handles), setting.seconds
+    )
+    done: list[list[RungResult]] = []
+
+    def on_finish(_index: int, number: int, outcome: Outcome) -> Mapping[str, Any]:
+        stage.advance()
+        trial = Trial(study, key, number, tuple(sampling.params(number).items()))
+        record = trial_record(trial, outcome, workload)
+        if outcome.error is not None:
+            raise RuntimeError(f"trial {number} of {label} failed: {outcome.error}")
+        store.add(record)
+        return {"record": record.key}
+
+    shared = Shared(studies=(study,), keys=(key,), workload=workload, bases=dict(bases))
+    scratch = experiment.folder / "tune"
+    with setting.display.stage(label, min(study.trials, 1000)) as stage:
+        run_searches([sampling], shared, handles, scratch, on_finish)
+    for number in itertools.count():
+        trial = Trial(study, key, number, ())
+        if not trial.path(workload.run_dir).exists():
+            break
+        done.append(rungs_done(trial, workload.run_dir))
+    begin, end = sampling.begin, sampling.end
+    if end <= begin:
+        raise InputError(
+            f"a search must go on for longer than its first rungs, but {label} did not; give it "
+            f"more --minutes or --trials"
+        )
+    of_rungs = [rung_counts(rungs, setting.examples_at) for rungs in done]
+    events = [(at, of_rungs[number][rung]) for at, number, rung in sampling.reported]
+    full = [rung.values[0] for rungs in done for rung in rungs if rung.share == 1]
+    return Measured(
+        label=label,
+        workers=len(handles),
+        seconds=end - begin,
+        warm_up=begin - started,
+        counts=within(events, begin, end),
+        best=max(full, default=None),
+        cpu=meter.between(begin, end),
+        processes=meter.started("trials", begin, end),
+        rungs=done,
+    )
+
+
+def _print(report: Mapping[str, Any], console: Console) -> None:
+    def say(text: str = "") -> None:
+        console.print(text, highlight=False, markup=False)
+
+    say(f"\n{report['machine']}; DOGE TA on mini_vision, {report['validation_examples']} "
+        f"validation images, {report['cpus']} cores; rates per hour")  # fmt: skip
+    say()
+    rates = Table("", "settings", "on all data", "Tune trials", "images", "best", box=None)
+    for column in rates.columns[1:]:
+        column.justify = "right"
+    for engine, naive in report["naive"].items():
+        count = f"{naive['per_hour']:,.0f}"
+        rates.add_row(f"naive loop, {engine}", count, count, count,
+                      f"{naive['images_per_hour']:,.0f}", f"{100 * naive['best']:.1f}")  # fmt: skip
+    for found in report["searches"]:
+        hourly = found["per_hour"]
+        cells = [hourly[name] for name in ("settings", "settings_in_full", "trials", "images")]
+        rates.add_row(f"search {found['label']}", *(f"{cell:,.0f}" for cell in cells),
+                      _percent(found["best"]))  # fmt: skip
+    console.print(rates)
+    say(
+        "Settings: sets of all five parameters that got a score, which is what a naive trial is.\n"
+        "On all data: those that got one on all validation images; as used, a search gives most\n"
+        "of its settings one on a ninth or a third of them, and drops those that fall behind.\n"
+        "Like for like: it gives every setting one on all of them. Best: validation accuracy, %."
+    )
+    if report["naive"]:
+        say("\nSeconds of a naive trial: " + "; ".join(
+            f"{engine}: " + ", ".join(f"{step} {s:.1f}" for step, s in naive["seconds"].items())
+            for engine, naive in report["naive"].items()
+        ))  # fmt: skip
+    say("\nWhere the time of workers goes, and processor seconds for each Tune trial")
+    times = Table("", "merge", "forward", "other", "a trial", "a setting", "driver", "Tune's",
+                  "Ray's", "workers'", "begins after", box=None)  # fmt: skip
+    for found in (*report["searches"], *report["nodes"].values()):
+        split, cpu = (
+            found["time"],
+            {k: v / found["counts"]["trials"] for k, v in found["cpu"].items()},
+        )
+        spent = [f"{1000 * cpu[k]:.0f} ms" for k in ("driver", "trials", "ray", "workers")]
+        times.add_row(
+            found["label"], *(f"{100 * split[k]:.0f} %" for k in ("merge", "score", "other")),
+            *(f"{1000 * split[k]:.1f} ms" for k in ("per_trial", "per_setting")),
+            *spent, f"{found['warm_up']:.0f} s",
+        )  # fmt: skip
+    console.print(times)
+    say(
+        "A trial, a setting: the part `other` for each. Nodes are simulated: their workers sleep.\n"
+    )
+    goals = Table("", "reached", "to reach", "", box=None)
+    for goal in targets(report):
+        verdict = "met" if goal["met"] else "not met"
+        goals.add_row(goal["what"], f"{goal['value']:.2f}", goal["wanted"], verdict)
+    console.print(goals)
+    if report["smoke"]:
+        say("A smoke run: figures without meaning.")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def targets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was to be reached, and whether it was.
+
+    Args:
+        report: what `main` writes.
+    """
+    searches = {found["label"]: found for found in report["searches"]}
+    used = searches[_USED_LABEL]
+    many = [found for label, found in searches.items() if label != _ALONE_LABEL]
+    found = []
+
+    def at_least(what: str, value: float, target: str) -> None:
+        wanted = _TARGETS[target]
+        found.append({"what": what, "value": value, "wanted": f">= {wanted:g}",
+                      "met": value >= wanted})  # fmt: skip
+
+    for engine, naive in report["naive"].items():
+        for search in many:
+            ratio = search["per_hour"]["settings"] / naive["per_hour"]
+            at_least(f"settings {search['label']}, times naive ({engine})", ratio, "speed-up")
+        ratio = used["per_hour"]["settings_in_full"] / naive["per_hour"]
+        at_least(f"of these on all data as used, times naive ({engine})", ratio, "speed-up")
+    for search in many:
+        share = search["time"]["merge"] + search["time"]["score"]
+        at_least(f"merge and forward {search['label']}, of workers' time", share, "computing")
+        over = search["time"]["per_trial"]
+        wanted = _TARGETS["overhead"]
+        found.append({"what": f"overhead of a trial {search['label']}, seconds", "value": over,
+                      "wanted": f"<= {wanted:g}", "met": over <= wanted})  # fmt: skip
+    if _ALONE_LABEL in searches:
+        growth = efficiency(searches[_ALONE_LABEL], used)
+        at_least(f"1 to {used['workers']} workers, of linear", growth, "scaling")
+    nodes = [report["nodes"][count] for count in sorted(report["nodes"], key=int)]
+    for more in nodes[1:]:
+        what = f"{nodes[0]['label']} to {more['label']} (simulated), of linear"
+        at_least(what, efficiency(nodes[0], more), "scaling")
+    return found
+
+
+def efficiency(few: Mapping[str, Any], many: Mapping[str, Any]) -> float:
+    """How much of a linear growth of settings per hour more workers bring."""
+    growth = many["per_hour"]["settings"] / few["per_hour"]["settings"]
+    return float(growth / (many["workers"] / few["workers"]))
+
+
+if __name__ == "__main__":
+    main()
