@@ -5,10 +5,6 @@ when it is killed, and its job is begun again: every job either resumes from its
 is short.
 """
 
-# Handles of workers carry the signatures of their methods. As text they make no process import what
-# computes: a Tune trial only passes parameters on, and starts in a fifth of the time.
-from __future__ import annotations
-
 import platform
 import sys
 import warnings
@@ -37,6 +33,7 @@ from tune.dispatch import Running, dispatch
 from tune.evaluators import Evaluator, ScoreJob, Workload
 from tune.experiment import run_id
 from tune.geometry import measure
+from tune.remote_worker import RemoteWorker
 from tune.studies import Study
 from tune.trials import Trial, TrialScorer
 
@@ -225,7 +222,7 @@ class WorkerPool:
             "concurrency_groups": {"watch": 1},
             **cluster.worker_resources,
         }
-        remote: Any = ray.remote(**options)(Worker)
+        remote: Any = ray.remote(**options)(RemoteWorker)
         self.handles: list[ActorHandle[Any]] = [
             remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)
         ]

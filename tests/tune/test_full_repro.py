@@ -304,9 +304,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         checkpoint = spec.folder(tmp_path / "killed") / "training.safetensors"
         if not killed and checkpoint.exists():
             for process in psutil.Process().children(recursive=True):
-                if process.name().startswith("ray::Worker") or "ray::Worker" in " ".join(
-                    process.cmdline()
-                ):
+                if "ray::RemoteWorker" in " ".join(process.cmdline()):
                     process.kill()
                     killed.append(process.pid)
 
