@@ -124,7 +124,7 @@ class TimedSampling(Sampling):
         study: as `Sampling`.
         name: as `Sampling`.
         storage: as `Sampling`.
-        warm_up: the time begins when so many rungs are done.
+        warm_up: the time begins when so many rungs are done, one for each worker.
         seconds: how long it is; None for as long as there are trials.
     """
 
@@ -135,7 +135,7 @@ class TimedSampling(Sampling):
         self._warm_up, self._seconds = warm_up, seconds
         self.reported: list[tuple[float, int, int]] = []
         """When, which trial, which of its rungs."""
-        self._last_suggested = 0.0
+        self._ended: list[float] = []
 
     @property
     def begin(self) -> float:
@@ -144,9 +144,13 @@ class TimedSampling(Sampling):
 
     @property
     def end(self) -> float:
-        """The last rung that ended while no worker was short of work."""
-        until = self._last_suggested if self._seconds is None else self.begin + self._seconds
-        return max(at for at, _, _ in self.reported if at <= until)
+        """The last rung that ended while no worker was short of work; `begin` where none did."""
+        if self._seconds is None:
+            busy = len(self._ended) - self._warm_up  # ends after which each worker has a trial left
+            until = sorted(self._ended)[busy - 1] if busy > 0 else self.begin
+        else:
+            until = self.begin + self._seconds
+        return max((at for at, _, _ in self.reported if at <= until), default=self.begin)
 
     @property
     def _over(self) -> bool:
@@ -158,15 +162,17 @@ class TimedSampling(Sampling):
         """See `Sampling`."""
         if self._over:
             self.study = replace(self.study, trials=self.suggested)
-        found = super().suggest()
-        if found is not None:
-            self._last_suggested = time.perf_counter()
-        return found
+        return super().suggest()
 
     def goes_on(self, number: int, values: Sequence[float]) -> bool:
         """See `Sampling`."""
         self.reported.append((time.perf_counter(), number, len(values) - 1))
         return not self._over and super().goes_on(number, values)
+
+    def finish(self, number: int, outcome: Outcome, notes: Mapping[str, Any]) -> None:
+        """See `Sampling`."""
+        super().finish(number, outcome, notes)
+        self._ended.append(time.perf_counter())
 
 
 @dataclass(frozen=True, kw_only=True)

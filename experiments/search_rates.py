@@ -4,7 +4,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Self
 
 import psutil
@@ -18,16 +18,20 @@ class Counts:
 
     trials: float = 0.0
     """Runs of the method; each rung of one counts as the same part of it."""
-    settings: int = 0
+    settings: float = 0
     """Sets of all parameters that got their first score; each is what a naive trial gives."""
-    in_full: int = 0
+    in_full: float = 0
     """Those that got their first score on all validation examples."""
-    images: int = 0
+    images: float = 0
     """Images that went through the model."""
     merge: float = 0.0
     """Seconds of workers in merging."""
     score: float = 0.0
     """Seconds of workers in scoring, which is the forward pass."""
+
+    def __mul__(self, part: float) -> "Counts":
+        """A part of it."""
+        return Counts(**{name: part * value for name, value in asdict(self).items()})
 
     def __add__(self, other: "Counts") -> "Counts":
         """Both together."""
@@ -138,8 +142,23 @@ def time_split(wall: float, workers: int, counts: Counts) -> Split:
 
 
 def within(events: Iterable[tuple[float, Counts]], start: float, end: float) -> Counts:
-    """What was done after `start` and until `end`; events are times and what was done by then."""
-    return sum((done for at, done in events if start < at <= end), start=Counts())
+    """What was done between two times.
+
+    Of work that began before or ended after, the part counts that lies between: otherwise a rung
+    of seconds at either end would hide milliseconds of everything else.
+
+    Args:
+        events: when work ended and what it was; it began as many seconds before as it took.
+        start: in seconds.
+        end: in seconds.
+    """
+    total = Counts()
+    for at, done in events:
+        took = done.merge + done.score
+        inside = min(at, end) - max(at - took, start)
+        if took > 0 and inside > 0:
+            total += done * (inside / took)
+    return total
 
 
 class CpuMeter:

@@ -21,6 +21,7 @@ from experiments.search_rates import (
     within,
 )
 from tune.rungs import Judged, RungResult, Rungs, Setting
+from tune.sampling import Outcome
 from tune.studies import Study
 
 State = dict[str, Tensor]
@@ -46,7 +47,7 @@ def test_a_setting_counts_once_and_its_images_each_time() -> None:
     assert [of.settings for of in found] == [2, 1, 0]
     assert [of.in_full for of in found] == [0, 0, 1]
     assert [of.images for of in found] == [20, 60, 90]
-    together = within([(float(i), of) for i, of in enumerate(found)], -1, 2)
+    together = within([(2.0 * i, of) for i, of in enumerate(found)], -2, 4)
     assert together.trials == pytest.approx(1)
     assert (together.merge, together.score) == (1.5, 3.0)
 
@@ -58,10 +59,15 @@ def test_a_known_score_is_not_an_image_again() -> None:
     assert [of.images for of in found] == [180, 90]
 
 
-def test_only_what_was_done_in_the_steady_part_counts() -> None:
-    events = [(float(i), Counts(settings=10**i)) for i in range(4)]
-    assert within(events, 0, 2).settings == 110
-    assert within(events, 3, 9) == Counts()
+def test_work_counts_as_far_as_it_lies_in_the_steady_part() -> None:
+    # Four pieces of 2 s, one after the other from 0 to 8.
+    events = [(2.0 * i + 2, Counts(settings=10**i, merge=0.5, score=1.5)) for i in range(4)]
+    assert within(events, 0, 8) == Counts(settings=1111, merge=2, score=6)
+    assert within(events, 2, 6).settings == pytest.approx(110)
+    cut = within(events, 1, 6.5)
+    assert cut.settings == pytest.approx(0.5 + 110 + 250)
+    assert cut.merge + cut.score == pytest.approx(5.5)
+    assert within(events, 8, 9) == Counts()
 
 
 def test_the_steady_rate_leaves_out_both_ends() -> None:
@@ -150,14 +156,15 @@ def test_a_search_ends_once_its_time_is_up() -> None:
     assert [at for at, _, _ in sampling.reported if begin < at <= end] == [end]
 
 
-def test_a_search_of_so_many_trials_is_measured_up_to_its_last_suggestion() -> None:
-    sampling = TimedSampling(Study("doge_ta", 0, 2, 128, 8), "counted", None, 1, None)
-    sampling.suggest()
-    for values in ([0.1], [0.1, 0.2]):
-        assert sampling.goes_on(0, values)
-    sampling.suggest()
-    assert sampling.goes_on(0, [0.1, 0.2, 0.3])
-    assert sampling.end == sampling.reported[1][0]
+def test_a_search_of_so_many_trials_is_measured_while_every_worker_has_one() -> None:
+    sampling = TimedSampling(Study("doge_ta", 0, 3, 128, 8), "counted", None, 1, None)
+    for number in range(3):
+        sampling.suggest()
+        for values in ([0.1], [0.1, 0.2]):
+            assert sampling.goes_on(number, values)
+        sampling.finish(number, Outcome(rungs=((0.1,), (0.2,)), complete=True), {})
+    assert sampling.begin == sampling.reported[0][0]
+    assert sampling.end == sampling.reported[3][0]  # then one trial was left for one worker
 
 
 def test_processor_time_goes_to_the_driver() -> None:
