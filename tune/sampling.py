@@ -191,13 +191,21 @@ class Sampling:
 
     def _tell(self, number: int) -> None:
         outcome, trial = self._outcomes[number], self._trials[number]
-        if outcome.state is TrialState.COMPLETE:
-            self._memory.tell(trial, list(outcome.rungs[-1]))
-            return
         if outcome.state is TrialState.PRUNED:
-            for rung, value in _intermediate(outcome).items():
-                trial.report(value, rung)
-        self._memory.tell(trial, state=outcome.state)
+            # Optuna takes any stopped trial for worse than all complete ones, which with few trials
+            # misleads it: of the complete ones many are bad that nobody could be compared with yet.
+            self._memory.tell(trial, self._expected(number))
+        elif outcome.state is TrialState.COMPLETE:
+            self._memory.tell(trial, list(outcome.rungs[-1]))
+        else:
+            self._memory.tell(trial, state=outcome.state)
+
+    def _expected(self, number: int) -> float:
+        """What a stopped trial would have come to, had it gained what others did on average."""
+        reached = self._outcomes[number].rungs
+        known = [self._outcomes[i] for i in range(self._known)]
+        gains = [o.rungs[-1][0] - o.rungs[len(reached) - 1][0] for o in known if o.complete]
+        return reached[-1][0] + (sum(gains) / len(gains) if gains else 0.0)
 
 
 def _intermediate(outcome: Outcome) -> dict[int, float]:

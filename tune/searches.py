@@ -9,6 +9,7 @@ import ray
 from apgd.methods import methods
 from apgd.suites import Suite
 from apgd.task_vectors import TaskVectors
+from tune.cluster import plural
 from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
 from tune.progress import Display
@@ -99,6 +100,7 @@ def search_studies(
     ) as stage:
         if left:
             some = [studies[i] for i in left]
+            _say_who_idles(some, len(pool.handles), display)
 
             def on_finish(index: int, number: int, outcome: Outcome) -> Mapping[str, Any]:
                 stage.advance()
@@ -118,6 +120,15 @@ def search_studies(
             scratch = experiment.folder / "tune"
             run_searches([samplings[i] for i in left], shared, pool.handles, scratch, on_finish)
     return [_searched(sampling, store, display) for sampling in samplings]
+
+
+def _say_who_idles(studies: Sequence[Study], workers: int, display: Display) -> None:
+    at_once = sum(min(study.at_once, study.trials) for study in studies)
+    if at_once < 2 * workers:
+        display.say(
+            f"{plural(workers, 'worker')} could have {2 * workers} trials under way, but "
+            f"{at_once} may be: some will wait (--at-once allows more)"
+        )
 
 
 def _searched(sampling: Sampling, store: RecordStore, display: Display) -> Searched:
@@ -191,8 +202,11 @@ def _notes(record: Record) -> dict[str, Any]:
     """What is shown of a trial beside its parameters, where a study is looked at in Optuna."""
     if not record.scores:
         return {}
-    params = {f"best/{name}": value for name, value in record.params.items()}
-    return {**params, **record.scores, "share": record.details["share"]}
+    return {
+        "best": dict(record.params),
+        "scores": dict(record.scores),
+        "share": record.details["share"],
+    }
 
 
 def study_key(study: Study, experiment: Experiment, workload: Workload) -> str:

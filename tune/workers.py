@@ -37,7 +37,7 @@ from tune.remote_worker import RemoteWorker
 from tune.studies import Study
 from tune.trials import Trial, TrialScorer
 
-_RESTARTS = 5
+_ATTEMPTS = 5  # that follow on the first, where a job's worker dies over it
 _POLL_SECONDS = 0.5
 _START_SECONDS = 180
 
@@ -217,8 +217,9 @@ class WorkerPool:
 
     def __init__(self, cluster: Cluster) -> None:
         options: dict[str, Any] = {
-            "max_restarts": _RESTARTS,
-            "max_task_retries": _RESTARTS,
+            # A worker always comes back; a job that no worker survives is given up.
+            "max_restarts": -1,
+            "max_task_retries": _ATTEMPTS,
             "concurrency_groups": {"watch": 1},
             **cluster.worker_resources,
         }

@@ -168,7 +168,7 @@ class SmallWorker(Worker):
         return super().score_trial(shared, study, number, params, rung)
 
 
-class RemoteWorker(SmallWorker):
+class SmallRemoteWorker(SmallWorker):
     """The same in a process of its own, which need not be deterministic to the last bit."""
 
     def __init__(self, threads: int) -> None:
@@ -258,7 +258,7 @@ def search_with(pool: Any, folder: Path, studies: Sequence[Study]) -> list[Searc
 
 def small_pool(count: int, patch: pytest.MonkeyPatch) -> WorkerPool:
     """A pool of such workers, in the Ray session that is open."""
-    patch.setattr(workers, "Worker", RemoteWorker)
+    patch.setattr(workers, "RemoteWorker", SmallRemoteWorker)
     cluster = Cluster(
         nodes=1, cpus=count, gpus=0, joined=False, workers=count, threads_per_worker=1
     )

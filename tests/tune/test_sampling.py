@@ -479,3 +479,50 @@ def test_arguments_of_the_sampler_are_pinned() -> None:
     assert sampler._n_startup_trials == 8
     assert sampler._n_ei_candidates == 24
     assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, False, True)
+
+
+def noisy(params: Mapping[str, Any], rung: int, noise: random.Random) -> float:
+    """A score that grows from rung to rung and is best at one place."""
+    distance = abs(np.log(params["eta"] / 0.3)) + abs(np.log(params["learning_rate"] / 3e-5))
+    return float(0.6 - 0.02 * distance + 0.02 * rung + noise.gauss(0, 0.02 / 2**rung))
+
+
+def mean_distance(sampler: Sampler, seed: int) -> float:
+    """How far the later half of the suggestions are from the best place."""
+    study = Study("doge_ta", seed, 40, 128, 8, sampler=sampler, at_once=4)
+    found, noise = Sampling(study, "s"), random.Random(seed)
+    late = []
+    while (suggested := found.suggest()) is not None:
+        number, params = suggested
+        firsts: list[float] = []
+        for rung in range(3):
+            firsts.append(noisy(params, rung, noise))
+            if not found.goes_on(number, firsts):
+                break
+        rungs = tuple((value,) for value in firsts)
+        found.finish(number, Outcome(rungs=rungs, complete=len(rungs) == 3), {})
+        if number >= 20:
+            late.append(-noisy(params, 0, random.Random(0)))
+    return sum(late) / len(late)
+
+
+def test_tpe_learns_from_noisy_trials_of_which_many_are_stopped() -> None:
+    tpe, at_random = (
+        [mean_distance(sampler, seed) for seed in range(3)]
+        for sampler in (Sampler.TPE, Sampler.RANDOM)
+    )
+    assert max(tpe) < min(at_random)
+
+
+def test_a_stopped_trial_counts_as_what_it_would_have_come_to() -> None:
+    study = small_study("task_arithmetic", trials=6, at_once=1, rungs=Rungs(reduction=3))
+    found = Sampling(study, "s")
+    for number, rungs in enumerate([(0.1, 0.2, 0.5), (0.2, 0.2, 0.4), (0.1, 0.3)]):
+        suggested = found.suggest()
+        assert suggested is not None
+        values = tuple((value,) for value in rungs)
+        found.finish(number, Outcome(rungs=values, complete=len(rungs) == 3), {})
+    found.suggest()  # makes the three known to the sampler
+    known = [trial.value for trial in found._memory.trials[:3]]
+    assert known == pytest.approx([0.5, 0.4, 0.3 + (0.3 + 0.2) / 2])
+    assert [trial.state.name for trial in found._kept.trials] == ["COMPLETE"] * 2 + ["PRUNED"]

@@ -1,5 +1,7 @@
 """Ray Tune around workers that work, that fail, and that die."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tests.tune.small_search import (
 )
 from tune.cluster import ray_session
 from tune.objectives import Objective
+from tune.remote_worker import RemoteWorker
 from tune.rungs import Rungs
 from tune.sampling import Outcome, Sampling
 from tune.search import Studies, run_searches
@@ -224,8 +227,14 @@ def test_a_trial_that_is_broken_off_with_the_search_is_not_finished() -> None:
     assert sampling.written == 0
 
 
-def test_a_handle_of_a_worker_names_types_and_does_not_hold_them() -> None:
-    methods = [getattr(Worker, name) for name in vars(Worker) if not name.startswith("_")]
-    annotations = [a for method in methods for a in method.__annotations__.values()]
-    assert len(annotations) > 10
-    assert all(isinstance(annotation, str) for annotation in annotations)
+def test_processes_of_trials_import_nothing_that_computes() -> None:
+    listing = "import sys, tune.trial, tune.remote_worker; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", listing], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_the_actor_passes_every_call_of_a_worker_on() -> None:
+    calls = {name for name in vars(Worker) if not name.startswith("_")}
+    assert calls == {name for name in vars(RemoteWorker) if not name.startswith("_")}
