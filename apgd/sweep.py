@@ -22,7 +22,7 @@ class Trajectory(ABC):
 
     @abstractmethod
     def delta(self, amount: int | None, late: Mapping[str, Any]) -> Delta:
-        """θ − θ_0 at a setting, on the device of the task vectors.
+        """θ − θ_0 at a setting, on any device.
 
         Args:
             amount: as in `reaches`.

@@ -229,7 +229,8 @@ class Evaluator:
         for name, change in delta.items():
             if name not in self._starts:
                 self._starts[name] = self._base[name].to(state[name].device, torch.float32)
-            state[name].copy_(self._starts[name] + change)
+            start = self._starts[name]
+            state[name].copy_(start + change.to(start.device))
 
     def score(self, task: str, examples: Examples) -> float:
         """The mean of a task's answers by what is in the model."""
@@ -357,11 +358,20 @@ class Evaluator:
         merged = self._merge(job, reader)
         return lambda _task: merged
 
+    @property
+    def device(self) -> torch.device:
+        """Where merges are made and scored."""
+        return torch.device(self._device)
+
+    @property
+    def merged_bytes(self) -> int:
+        """Size of what is merged in float32, in bytes."""
+        is_merged = self._suite.is_merged
+        return sum(t.numel() * _FLOAT for n, t in self._base.items() if is_merged(n, t))
+
     def _can_keep(self, experts: int) -> bool:
         """Whether memory has room for all task vectors; otherwise every merge reads the files."""
-        is_merged = self._suite.is_merged
-        merged = sum(t.numel() * _FLOAT for n, t in self._base.items() if is_merged(n, t))
-        device = torch.device(self._device)
+        device, merged = self.device, self.merged_bytes
         # A GPU is this worker's alone; a machine's memory is shared with other workers.
         share = 0.5 if device.type == "cuda" else 0.25
         # Some methods change the task vectors first, and keep those beside them.

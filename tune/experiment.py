@@ -202,14 +202,13 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """What makes results of two runs belong in one folder.
 
-        Seeds, methods, references and everything about where a run takes place are left out: more
-        of them extend a run. Code, data and versions are left out too: they are in the keys of the
-        records.
+        Seeds, trials, methods, references and everything about where a run takes place are left
+        out: more of them extend a run. Code, data and versions are left out too: they are in the
+        keys of the records.
         """
         return {
             "name": self.name,
             "suite": self.full_suite.name,
-            "trials": self.effective_trials,
             "smoke": self.smoke,
             "experts": self.experts,
             "sampler": self.sampler,

@@ -50,7 +50,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
                 address=experiment.address,
                 cpus=experiment.cpus,
                 dashboard=experiment.dashboard,
-                most_workers=len(suite.tasks),
+                most_workers=len(suite.tasks) * experiment.seeds,
                 shared_bytes=bases_bytes(studies_of(experiment, suite), suite),
             )
         )

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from apgd.errors import InputError
 from apgd.methods import Method, Value
+from apgd.pareto import pareto_front
 
 Setting: TypeAlias = dict[str, Value]
 """Values of a sweep's growing and late parameters; empty where a method has none."""
@@ -26,7 +29,8 @@ class Rungs:
     growth: tuple[float, ...] = (1 / 8, 1 / 2, 1.0)
     """Share of the growing parameter's published value, by rung; the last is 1."""
     narrowing: int = 4
-    """Of a rung's settings, one in so many goes on to the next; 1 drops none."""
+    """Of a rung's settings, one in so many goes on to the next; 1 drops none. With several
+    objectives those go on that no other one dominates."""
     reduction: int = 3
     """A trial goes on where it is among the best of so many, as successive halving has it; 1 stops
     none."""
@@ -129,14 +133,22 @@ def settings_at(
         grid = [dict(zip(sweep.late, chosen, strict=True)) for chosen in product(*values)]
         return [{**amount, **late} for late in grid]
     before = earlier[-1]
-    ranked = sorted(before.judged, key=lambda judged: -judged.values[0])
-    ahead = ranked[: -(-len(ranked) // rungs.narrowing)]
+    ahead = _ahead(before.judged, rungs.narrowing)
     late_values = [{name: j.setting[name] for name in sweep.late} for j in ahead]
     if keep_own:
         late_values.append(own)
     further = [{**amount, **late} for late in _distinct(late_values)]
     # What is best so far goes on beside what it becomes with more of the growing parameter.
     return _distinct([before.setting, *further])
+
+
+def _ahead(judged: Sequence[Judged], narrowing: int) -> list[Judged]:
+    """The settings that go on: the best by the one objective, or those that none dominates."""
+    ranked = sorted(judged, key=lambda one: -one.values[0])
+    if len(judged[0].values) == 1 or narrowing == 1:
+        return ranked[: -(-len(ranked) // narrowing)]
+    front = pareto_front(np.array([one.values for one in ranked]))
+    return [one for one, leads in zip(ranked, front, strict=True) if leads]
 
 
 def _order(value: Value) -> float:

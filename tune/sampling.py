@@ -9,6 +9,7 @@ it has finished, in the order of the numbers; nothing else is ever written there
 that is killed leaves no trial half written or running.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class Sampling:
             published = self.study.published.as_dict()
             self._add({name: published[name] for name in self._distributions})
         elif self.study.sampler is Sampler.GRID:
-            self._add(self._grid[(number - 1) % len(self._grid)])
+            self._add(self._grid[number - 1])
         else:
             self._memory.sampler = _sampler(self.study, number)
             self._trials.append(self._memory.ask(self._distributions))
@@ -223,7 +224,7 @@ def _random(seed: int) -> optuna.samplers.RandomSampler:
 
 
 def _sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one suggestion; every argument that changes between versions is pinned."""
+    """The sampler of one suggestion, with the arguments pinned that have changed over time."""
     seed = int(np.random.SeedSequence([study.suggesting_seed, number]).generate_state(1)[0])
     if study.sampler is Sampler.RANDOM:
         return _random(seed)
@@ -237,12 +238,21 @@ def _sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
     )
 
 
+def most_trials(study: Study) -> float:
+    """How many trials of a study differ: of a grid its points, of an empty space one."""
+    if not study.space:
+        return 1
+    return 1 + len(_grid(study)) if study.sampler is Sampler.GRID else math.inf
+
+
 def _grid(study: Study) -> list[Params]:
-    """Every point of the grid, in an order that covers the ranges early."""
+    """Every point of the grid but the published one, in an order that covers the ranges early."""
     axes = [
         [(declared.name, value) for value in declared.points(_GRID_POINTS, low, high)]
         for declared, low, high in study.space
     ]
-    points: list[Params] = [dict(point) for point in product(*axes)]
+    published = study.published.as_dict()
+    every: list[Params] = [dict(point) for point in product(*axes)]
+    points = [p for p in every if any(value != published[name] for name, value in p.items())]
     np.random.default_rng(study.suggesting_seed).shuffle(points)
     return points

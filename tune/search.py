@@ -19,6 +19,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tune import interrupts
 from tune.sampling import Outcome, Sampling
 from tune.trial import MergeTrial
 from tune.workers import Shared
@@ -96,9 +97,9 @@ class Studies:
         return goes_on
 
     def finish(self, config: Mapping[str, Any], error: str | None) -> None:
-        """Note that a trial is over; one that was broken off with the whole search is not."""
+        """Note that a trial is over; one that ended the whole search, or ended with it, is not."""
         place = (config["study"], config["number"])
-        if error is None and place not in self._ended:
+        if self.end is not None or (error is None and place not in self._ended):
             return
         values = tuple(self._values.pop(place))
         outcome = Outcome(
@@ -126,6 +127,7 @@ class _Suggestions(Searcher):
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - Tune's interface
         """The next trial's configuration."""
+        interrupts.check()
         if self._studies.all_suggested:
             return Searcher.FINISHED
         return self._studies.next()

@@ -14,10 +14,10 @@ from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
-from tune.sampling import Outcome, Sampling
+from tune.sampling import Outcome, Sampling, most_trials
 from tune.search import run_searches
 from tune.storage import open_storage
-from tune.studies import Study, best_trial, searched
+from tune.studies import Study, best_trial, judged_in_full, searched
 from tune.trials import Trial, rungs_done
 from tune.workers import Job, Shared, WorkerPool
 
@@ -85,8 +85,9 @@ def search_studies(
     Raises:
         RuntimeError: where every trial of a study failed that could have been its best.
     """
-    # Where a run of a method goes through all of its settings, one is enough.
-    studies = [study if study.space else replace(study, trials=1) for study in studies]
+    studies = [
+        replace(study, trials=int(min(study.trials, most_trials(study)))) for study in studies
+    ]
     keys = [study_key(study, experiment, workload) for study in studies]
     storage = open_storage(experiment)
     samplings = [
@@ -115,7 +116,8 @@ def search_studies(
                 studies=tuple(some),
                 keys=tuple(keys[i] for i in left),
                 workload=workload,
-                bases=shared_bases(some, suite, workload, pool, display),
+                # Of all studies: bases must not depend on which of them are left.
+                bases=shared_bases(studies, suite, workload, pool, display),
             )
             scratch = experiment.folder / "tune"
             run_searches([samplings[i] for i in left], shared, pool.handles, scratch, on_finish)
@@ -138,8 +140,8 @@ def _searched(sampling: Sampling, store: RecordStore, display: Display) -> Searc
     )
     failed = [trial for trial in trials if not trial.scores]
     reasons = "; ".join(dict.fromkeys(str(trial.details["error"]) for trial in failed))
-    if len(failed) == len(trials):
-        raise RuntimeError(f"every trial of {study.name} failed: {reasons}")
+    if not any(map(judged_in_full, trials)):
+        raise RuntimeError(f"no trial of {study.name} was judged in full: {reasons}")
     if failed:
         display.say(f"{len(failed)} of {len(trials)} trials of {study.name} failed: {reasons}")
     return Searched(study, trials, best_trial(trials, study.objectives[0]))
@@ -152,7 +154,10 @@ def trial_record(trial: Trial, outcome: Outcome, workload: Workload) -> Record:
     """
     study = trial.study
     done = rungs_done(trial, workload.run_dir)[: len(outcome.rungs)]
-    details: dict[str, Any] = {"number": trial.number, "reads": {}}
+    details: dict[str, Any] = {
+        "number": trial.number,
+        "reads": _sums(rung.reads for rung in done),
+    }
     if outcome.error is not None:
         details["error"] = outcome.error
     elif done:
@@ -174,7 +179,6 @@ def trial_record(trial: Trial, outcome: Outcome, workload: Workload) -> Record:
                 }
                 for rung in done
             ],
-            "reads": _sums(rung.reads for rung in done),
         }
     succeeded = outcome.error is None and bool(done)
     return Record(

@@ -142,7 +142,8 @@ def searched(method: Method) -> tuple[Parameter, ...]:
 def judged_in_full(trial: Record) -> bool:
     """Whether a trial was neither stopped nor failed, so that its score is on all examples."""
     details: Mapping[str, Any] = trial.details
-    return bool(trial.scores) and details.get("share", 1.0) == 1.0
+    in_full = details.get("share", 1.0) == 1.0 and not details.get("stopped", False)
+    return bool(trial.scores) and in_full
 
 
 def best_trial(trials: Sequence[Record], objective: Objective = Objective.ACCURACY) -> Record:

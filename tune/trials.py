@@ -13,6 +13,7 @@ from apgd.checkpoints import is_finite
 from apgd.data import Split
 from apgd.data.reader import SplitReader
 from apgd.files import write_json
+from apgd.machine import free_memory
 from apgd.methods import Value, methods
 from apgd.shared_work import Bases, SharedWork
 from apgd.sweep import Trajectory
@@ -25,6 +26,9 @@ from tune.studies import Params, Study
 
 _TRAJECTORIES = 2
 """Trials whose merge is kept between rungs: one is scored while another waits for its verdict."""
+_TRAJECTORY_COPIES = 6
+"""Δ, Adam's two means and Δ at three rungs, each as large as what is merged."""
+_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,18 @@ class Trial:
 
 
 def rungs_done(trial: Trial, run_dir: Path) -> list[RungResult]:
-    """The rungs of a trial that are on disk."""
+    """The rungs of a trial that are on disk.
+
+    None where they are those of other parameters under its number, as after a failed trial was done
+    again in a new database.
+    """
     path = trial.path(run_dir)
     if not path.exists():
         return []
-    return [RungResult.from_json(values) for values in json.loads(path.read_text("utf-8"))]
+    found = json.loads(path.read_text("utf-8"))
+    if found["params"] != dict(trial.params):
+        return []
+    return [RungResult.from_json(values) for values in found["rungs"]]
 
 
 class TrialScorer:
@@ -65,13 +76,20 @@ class TrialScorer:
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
         self._shared: dict[int, SharedWork] = {}
+        self._most_running = _TRAJECTORIES if self._has_room() else 1
         self._running: OrderedDict[tuple[str, int], Trajectory] = OrderedDict()
-        self._experts: dict[int, dict[str, float]] = {}
+        self._experts: dict[tuple[int, float], dict[str, float]] = {}
 
     @property
     def workload(self) -> Workload:
         """What the scores have in common."""
         return self._evaluator.workload
+
+    def _has_room(self) -> bool:
+        """Whether memory allows more than one merge under way."""
+        device = self._evaluator.device
+        one = _TRAJECTORY_COPIES * self._evaluator.merged_bytes
+        return _TRAJECTORIES * one <= _MEMORY_SHARE * free_memory(device)
 
     def share_bases(self, seed: int, bases: Bases) -> None:
         """Take over the singular vectors of a seed's task vectors, which others have computed."""
@@ -88,7 +106,8 @@ class TrialScorer:
         done = rungs_done(trial, run_dir)
         while len(done) <= rung:
             done.append(self._judge(trial, done))
-            write_json(trial.path(run_dir), [asdict(result) for result in done])
+            rungs = [asdict(result) for result in done]
+            write_json(trial.path(run_dir), {"params": dict(trial.params), "rungs": rungs})
         return done[rung]
 
     def _judge(self, trial: Trial, earlier: Sequence[RungResult]) -> RungResult:
@@ -134,7 +153,7 @@ class TrialScorer:
             run = self._begin(trial, reader)
         self._running[place] = run
         self._running.move_to_end(place)
-        while len(self._running) > _TRAJECTORIES:
+        while len(self._running) > self._most_running:
             self._running.popitem(last=False)
         delta = run.delta(amount, late)
         for name, change in delta.items():
@@ -161,7 +180,8 @@ class TrialScorer:
 
     def _scores(self, study: Study, delta: Delta, reader: SplitReader) -> ValidationScores:
         evaluator = self._evaluator
-        experts = self._of_experts(study) if Objective.WORST_TASK in study.objectives else {}
+        relative = Objective.WORST_TASK in study.objectives
+        experts = self._of_experts(study.seed, reader) if relative else {}
         evaluator.load(delta)
         tasks = tuple(evaluator.workload.experts_of(study.seed))
         unseen = evaluator.unseen if Objective.UNSEEN in study.objectives else ()
@@ -176,17 +196,17 @@ class TrialScorer:
             experts=experts,
         )
 
-    def _of_experts(self, study: Study) -> dict[str, float]:
-        """Every merged task's own expert on all of the task's validation examples."""
-        if study.seed not in self._experts:
-            evaluator, reader = self._evaluator, self._evaluator.reader(Purpose.SEARCH)
-            self._experts[study.seed] = {
-                task: evaluator.expert_score(
-                    study.seed, task, reader.examples(task, Split.VALIDATION)
+    def _of_experts(self, seed: int, reader: SplitReader) -> dict[str, float]:
+        """Every merged task's own expert, on the examples that the merge is judged on."""
+        place = (seed, reader.share)
+        if place not in self._experts:
+            self._experts[place] = {
+                task: self._evaluator.expert_score(
+                    seed, task, reader.examples(task, Split.VALIDATION)
                 )
-                for task in evaluator.workload.experts_of(study.seed)
+                for task in self.workload.experts_of(seed)
             }
-        return self._experts[study.seed]
+        return self._experts[place]
 
 
 class Merged(Trajectory):

@@ -102,6 +102,7 @@ class Worker:
         self._progress = (0, 0)
         self._evaluator: Evaluator | None = None
         self._trials: TrialScorer | None = None
+        self._searched: tuple[Workload, tuple[str, ...]] | None = None
 
     def introduce(self, run_dir: Path) -> Introduction:
         """What the driver must know before it hands out work."""
@@ -143,6 +144,7 @@ class Worker:
     def score(self, workload: Workload, job: ScoreJob) -> float:
         """Score a merge or a reference row and put the record on disk; its mean accuracy."""
         numerics.configure(self._threads)
+        self._trials = None  # a search is over, and its memory is wanted
         return self._evaluator_of(workload).run(job)
 
     def measure(self, workload: Workload, job: ScoreJob) -> None:
@@ -167,8 +169,9 @@ class Worker:
         """Judge a rung of one trial of a search; the objectives of its best setting."""
         numerics.configure(self._threads)
         evaluator = self._evaluator_of(shared.workload)
-        if self._trials is None or self._trials.workload != shared.workload:
+        if self._trials is None or self._searched != (shared.workload, shared.keys):
             self._trials = TrialScorer(evaluator)
+            self._searched = (shared.workload, shared.keys)
             for seed, arrays in shared.bases.items():
                 self._trials.share_bases(seed, _as_tensors(ray.get(arrays)))
         trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))

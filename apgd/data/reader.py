@@ -37,7 +37,9 @@ class SplitReader:
     ) -> None:
         self._source = source
         self._allowed = frozenset(allowed)
-        self._limit, self._share = limit, share
+        self._limit = limit
+        self.share = share
+        """The part of the examples that is read."""
         self.reads: Counter[str] = Counter()
         """How often examples were read, by split; `SPLIT, unlabelled` where only their inputs."""
 
@@ -73,4 +75,4 @@ class SplitReader:
         examples = self._source.examples(task, split)
         if self._limit is not None:
             examples = examples.first(self._limit)
-        return examples.part(self._share)
+        return examples.part(self.share)

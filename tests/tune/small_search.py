@@ -95,6 +95,7 @@ class SmallEvaluator:
         self.workload = workload
         self.folder = workload.run_dir.parent
         self.unseen = UNSEEN
+        self.device, self.merged_bytes = torch.device("cpu"), 1
         self.asked: list[tuple[str, int]] = []
         self.vectors: dict[int, TaskVectors] = {}
         self._delta: Delta | None = None

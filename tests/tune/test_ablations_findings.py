@@ -196,7 +196,7 @@ def test_sizes_have_their_subsets_and_all_tasks_their_seeds(tmp_path: Path) -> N
     ties = found["method=ties;tasks=4", "doge_ta minus this"]
     assert float(ties["p_value"]) == pytest.approx(expected, rel=1e-3)
     assert "2, 3, 4, 5, 6, 7 and 8 tasks" in finding.sentence
-    assert "agrees with the paper's Figure 1" in finding.sentence
+    assert "agrees with the paper, which" in finding.sentence
     assert "falls from" in finding.sentence
 
 

@@ -39,7 +39,8 @@ def test_bad_choices_are_refused(fields: dict[str, object], message: str) -> Non
 def test_more_seeds_and_methods_extend_a_run_and_other_settings_do_not() -> None:
     folder = Experiment().folder
     assert Experiment(seeds=3, methods=("ties",), references=("ensemble",), cpus=1).folder == folder
-    assert Experiment(trials=5).folder != folder
+    assert Experiment(trials=5).folder == folder
+    assert Experiment(at_once=5).folder != folder
     assert Experiment(smoke=True).folder != folder
 
 
@@ -51,12 +52,12 @@ def test_published_corruption_protocols_take_all_test_images() -> None:
 
 
 def test_a_folder_of_another_experiment_is_refused_and_kept(tmp_path: Path) -> None:
-    first = Experiment(trials=5, run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+    first = Experiment(at_once=5, run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
     check(first)
     check(first)
     before = (tmp_path / "run" / "experiment.json").read_bytes()
-    other = Experiment(trials=6, run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
-    with pytest.raises(InputError, match="holds another: trials 5 there and 6 here"):
+    other = Experiment(at_once=6, run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+    with pytest.raises(InputError, match="holds another: at_once 5 there and 6 here"):
         check(other)
     assert (tmp_path / "run" / "experiment.json").read_bytes() == before
 

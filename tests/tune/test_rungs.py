@@ -23,7 +23,7 @@ def of(iterations: int, *keep_ratios: float) -> list[Setting]:
 
 def result(settings: Sequence[Setting], values: Sequence[float], share: float = 0.5) -> RungResult:
     judged = tuple(
-        Judged(setting=setting, values=(value, -value))
+        Judged(setting=setting, values=(value,))
         for setting, value in zip(settings, values, strict=True)
     )
     best = max(range(len(values)), key=lambda i: (values[i], -i))
@@ -190,3 +190,12 @@ def test_bad_plans_are_refused(fields: dict[str, Any], message: str) -> None:
 )
 def test_halving_by_hand(value: float, others: list[float], reduction: int, expected: bool) -> None:
     assert goes_on(value, others, reduction) is expected
+
+
+def test_of_several_objectives_those_go_on_that_none_dominates() -> None:
+    settings = of(50, 0.1, 0.2, 0.3, 0.5)
+    values = [(0.5, 0.2), (0.6, 0.1), (0.4, 0.4), (0.4, 0.1)]
+    judged = tuple(Judged(setting=s, values=v) for s, v in zip(settings, values, strict=True))
+    before = RungResult(share=0.5, judged=judged, best=1, scores={}, seconds={}, reads={})
+    found = settings_at(Rungs(), DOGE, OWN, [before], keep_own=False)
+    assert found == [*of(50, 0.2), *of(200, 0.2, 0.1, 0.3)]

@@ -57,7 +57,7 @@ def run_ablations(settings: AblationSettings, console: Console) -> None:
                 address=settings.address,
                 cpus=settings.cpus,
                 dashboard=settings.dashboard,
-                most_workers=len(suite.tasks),
+                most_workers=len(suite.tasks) * settings.seeds,
                 shared_bytes=bases_bytes(studies(settings, suite, [(s, 0) for s in seeds]), suite),
             )
         )

@@ -40,7 +40,7 @@ class AblationSettings(Experiment):
     budget: float = 1.0
     """Share of the work, in (0, 1]: of the seeds, the values of each curve, the chains of subsets,
     the orders and the searches' seeds, each rounded up. What a smaller budget has done, a larger
-    one does not do again."""
+    one does not do again, but for `tasks`, whose chains are dealt to the seeds that there are."""
     methods: tuple[str, ...] = ("weight_averaging", "task_arithmetic", "ties", "doge_ta")
     """Methods whose accuracy is shown over the number of tasks; `apgd methods` lists them."""
     seeds: int = 3
@@ -89,6 +89,8 @@ class AblationSettings(Experiment):
             if getattr(self, name) < low:
                 raise InputError(f"{name} must be at least {low}, but got {getattr(self, name)}")
         for name in CURVES:
+            if not getattr(self, name):
+                raise InputError(f"{name} must have at least one value, but got none")
             for value in getattr(self, name):
                 methods[SUBJECT].parse({name: value})
 

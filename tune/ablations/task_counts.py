@@ -340,11 +340,9 @@ def _sentence(
     reach = 1.96 * hypot(few.standard_error, all_tasks.standard_error)
     change = all_tasks.estimate - few.estimate
     course = "falls" if change < -reach else "rises" if change > reach else "does not clearly move"
-    beside = {"falls": ", as in the paper", "rises": ", unlike in the paper"}.get(course, "")
     return (
-        f"{lead}; this {claim} the paper's Figure 1, where it leads with every number. {kind} it "
-        f"{course} from {percent(few)} % with {sizes[0]} tasks to {percent(all_tasks)} % with "
-        f"{sizes[-1]}{beside}."
+        f"{lead}; this {claim} the paper, which has it ahead of them. {kind} it {course} from "
+        f"{percent(few)} % with {sizes[0]} tasks to {percent(all_tasks)} % with {sizes[-1]}."
     )
 
 
