@@ -9,6 +9,8 @@ with one worker, and over simulated nodes, whose workers sleep as long as rungs 
 instead of computing.
 """
 
+import tune  # isort: skip  # noqa: F401 - sets what Ray reads when it is imported
+
 import argparse
 import itertools
 import os
