@@ -12,7 +12,6 @@ instead of computing.
 import tune  # isort: skip  # noqa: F401 - sets what Ray reads when it is imported
 
 import argparse
-import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +54,7 @@ from tune.searches import bases_bytes, shared_bases, study_key, trial_record
 from tune.stages import make_workload
 from tune.storage import open_storage
 from tune.studies import Params, Study
-from tune.trials import Trial, rungs_done
+from tune.trials import Trial, rungs_done, write_rungs
 from tune.workers import Shared, WorkerPool
 
 _GROUPS = {
@@ -237,7 +236,7 @@ class SleepingWorker:
         alike = self._by_rung[rung]
         result = alike[number % len(alike)]
         time.sleep(sum(result.seconds.values()))
-        write_json(trial.path(run_dir), [asdict(of) for of in (*done, result)])
+        write_rungs(trial, run_dir, [*done, result])
         return result.values
 
 
@@ -451,10 +450,8 @@ def _measured(
     scratch = experiment.folder / "tune"
     with setting.display.stage(label, min(study.trials, 1000)) as stage:
         run_searches([sampling], shared, handles, scratch, on_finish)
-    for number in itertools.count():
-        trial = Trial(study, key, number, ())
-        if not trial.path(workload.run_dir).exists():
-            break
+    for number in range(sampling.suggested):
+        trial = Trial(study, key, number, tuple(sampling.params(number).items()))
         done.append(rungs_done(trial, workload.run_dir))
     begin, end = sampling.begin, sampling.end
     if end <= begin:

@@ -66,6 +66,12 @@ def rungs_done(trial: Trial, run_dir: Path) -> list[RungResult]:
     return [RungResult.from_json(values) for values in found["rungs"]]
 
 
+def write_rungs(trial: Trial, run_dir: Path, done: Sequence[RungResult]) -> None:
+    """Put the rungs of a trial on disk, for `rungs_done`."""
+    rungs = [asdict(result) for result in done]
+    write_json(trial.path(run_dir), {"params": dict(trial.params), "rungs": rungs})
+
+
 class TrialScorer:
     """Judges trials; the last ones' merges are kept, so that they can go on.
 
@@ -106,8 +112,7 @@ class TrialScorer:
         done = rungs_done(trial, run_dir)
         while len(done) <= rung:
             done.append(self._judge(trial, done))
-            rungs = [asdict(result) for result in done]
-            write_json(trial.path(run_dir), {"params": dict(trial.params), "rungs": rungs})
+            write_rungs(trial, run_dir, done)
         return done[rung]
 
     def _judge(self, trial: Trial, earlier: Sequence[RungResult]) -> RungResult:
