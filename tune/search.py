@@ -79,6 +79,8 @@ class Studies:
     def report(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
         """Note the result of a rung; whether the trial goes on."""
         place = (config["study"], config["number"])
+        if place in self._ended:  # Tune tells the last rung of a stopped trial twice
+            return False
         if result["done"]:
             self._ended.add(place)
         if "error" in result:

@@ -204,6 +204,24 @@ def test_a_trial_that_is_begun_again_reports_its_rungs_again() -> None:
     assert outcomes == [Outcome(rungs=((0.1,), (0.2,), (0.3,)), complete=True)]
 
 
+def test_the_last_rung_of_a_stopped_trial_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def never(_sampling: Sampling, number: int, _values: object) -> bool:
+        asked.append(number)
+        return False
+
+    monkeypatch.setattr(Sampling, "goes_on", never)
+    studies = Studies([Sampling(small_study(), "s")], lambda *_: {}, slots=2)
+    config = studies.next()
+    assert config is not None
+    result = {"values": (0.1,), "training_iteration": 1, "done": False}
+    # As Tune does: once for its verdict, and again when the trial is over.
+    assert not studies.report(config, result)
+    assert not studies.report(config, {**result, "done": True})
+    assert asked == [0]
+
+
 def test_studies_take_turns_and_slots_too() -> None:
     samplings = [Sampling(small_study(m, trials=2), "s") for m in ("doge_ta", "ties")]
     studies = Studies(samplings, lambda *_: {}, slots=3)
