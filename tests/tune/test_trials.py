@@ -121,7 +121,12 @@ def test_a_rung_makes_up_for_those_that_are_missing(scorer: TrialScorer) -> None
     assert len(done) == 3
     assert done[2] == last
     assert rungs_done(trial(4), scorer.workload.run_dir) == []
-    assert json.loads(trial(3).path(scorer.workload.run_dir).read_text())[2]["share"] == 1.0
+    path = trial(3).path(scorer.workload.run_dir)
+    found = json.loads(path.read_text())
+    assert found["rungs"][2]["share"] == 1.0
+    # Rungs of other parameters under the same number do not count.
+    path.write_text(json.dumps({**found, "params": {**found["params"], "eta": 0.5}}))
+    assert rungs_done(trial(3), scorer.workload.run_dir) == []
 
 
 def test_settings_of_one_share_are_not_judged_twice(evaluator: Any) -> None:
@@ -237,8 +242,9 @@ def test_objectives_come_from_their_own_tasks(evaluator: Any, scorer: TrialScore
     study = dataclasses.replace(STUDY, objectives=every)
     one = trial(3, study=study)
     rung = scorer.rung(one, 0)
-    experts = [task for task, count in evaluator.asked if count == EXAMPLES]
-    assert sorted(experts) == sorted(TASKS)  # once, on everything, and no unseen task among them
+    # Experts are asked first, once for a share, and no unseen task is among theirs.
+    assert [task for task, _ in evaluator.asked[: len(TASKS)]] == list(TASKS)
+    assert len(evaluator.asked) == len(TASKS) + len(rung.judged) * len((*TASKS, *UNSEEN))
     assert set(rung.scores) == {f"validation/{task}" for task in (*TASKS, *UNSEEN)}
     merged = [rung.scores[f"validation/{task}"] for task in TASKS]
     assert rung.values[0] == pytest.approx(sum(merged) / 3)
@@ -248,8 +254,8 @@ def test_objectives_come_from_their_own_tasks(evaluator: Any, scorer: TrialScore
         unseen = of_one_merge(evaluator, one, rung, index, UNSEEN)
         assert judged.values[2] == pytest.approx(unseen, rel=1e-5)
     evaluator.asked.clear()
-    scorer.rung(one, 1)
-    assert (TASKS[0], EXAMPLES) not in evaluator.asked
+    second = scorer.rung(one, 1)
+    assert len(evaluator.asked) == len(TASKS) + len(second.judged) * len((*TASKS, *UNSEEN))
     # Without the objective, unseen tasks are not touched.
     scorer.rung(trial(4), 0)
     assert ("figs", 10) not in evaluator.asked[-21:]
