@@ -129,6 +129,7 @@ def test_where_every_trial_fails_the_reason_is_named(pool: WorkerPool, folder: P
     assert sorted(counts, key=len) == [["COMPLETE"], ["FAIL"] * 3]
 
 
+@pytest.mark.slow
 def test_a_storage_that_takes_no_more_is_an_error(
     pool: WorkerPool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +167,7 @@ def lean_worker(dies_at: int) -> Any:
     return ray.remote(num_cpus=0)(Lean).remote()
 
 
+@pytest.mark.slow
 def test_trials_of_a_worker_that_does_not_come_back_are_failed_ones(
     pool: WorkerPool, folder: Path
 ) -> None:
