@@ -431,7 +431,7 @@ def _measured(
 ) -> Measured:
     """Run a study as `tune.searches` does, with its files and its database."""
     store = RecordStore(experiment.folder)
-    key = study_key(study, experiment, workload)
+    key = study_key(study, workload)
     sampling = TimedSampling(
         study, f"benchmark/{key}", open_storage(experiment), len(handles), setting.seconds
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from apgd.files import content_key
 from apgd.methods import methods
 from apgd.suites import Suite
 from apgd.task_vectors import TaskVectors
@@ -88,10 +89,11 @@ def search_studies(
     studies = [
         replace(study, trials=int(min(study.trials, most_trials(study)))) for study in studies
     ]
-    keys = [study_key(study, experiment, workload) for study in studies]
-    storage = open_storage(experiment)
+    keys = [study_key(study, workload) for study in studies]
+    storage, folder_id = open_storage(experiment), run_id(experiment.folder)
     samplings = [
-        Sampling(study, _storage_name(suite, study, key), storage)
+        # Several run folders may share a database; their records are comparable all the same.
+        Sampling(study, _storage_name(suite, study, content_key([key, folder_id])), storage)
         for study, key in zip(studies, keys, strict=True)
     ]
     left = [i for i, sampling in enumerate(samplings) if not sampling.finished]
@@ -213,14 +215,9 @@ def _notes(record: Record) -> dict[str, Any]:
     }
 
 
-def study_key(study: Study, experiment: Experiment, workload: Workload) -> str:
-    """Hash of space, objectives, suite, data, experts, code and run folder."""
-    inputs = {
-        **workload.inputs_of(study.seed),
-        "suite": workload.suite,
-        "run": run_id(experiment.folder),
-    }
-    return study.key(inputs)
+def study_key(study: Study, workload: Workload) -> str:
+    """Hash of space, objectives, suite, data, experts and code."""
+    return study.key({**workload.inputs_of(study.seed), "suite": workload.suite})
 
 
 def _storage_name(suite: Suite, study: Study, key: str) -> str:

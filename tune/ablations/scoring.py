@@ -93,7 +93,7 @@ class Scoring:
 
     def _trials(self, study: Study) -> list[Record]:
         """What a study has done so far."""
-        key = study_key(study, self._settings, self._workload)
+        key = study_key(study, self._workload)
         names = {f"{key}#{number}" for number in range(study.trials)}
         return [
             trial for trial in self._store.all(Kind.TRIAL) if trial.inputs.get("trial") in names
