@@ -41,7 +41,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         if experiment.sync:
             console.print(synchronise(experiment), markup=False, soft_wrap=True)
             return
-        display = stack.enter_context(Display(console))
+        display = stack.enter_context(Display(console, experiment.folder / "run.log"))
         display.say(f"apgd {suite.name}: {suite.title}")
         display.say(f"results go to {experiment.folder}")
         open_storage(experiment)  # before work starts: a database that cannot be opened
@@ -91,6 +91,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     for what, where in (
         ("report", experiment.folder / "report.html"),
         ("records", experiment.folder / "records"),
+        ("log", experiment.folder / "run.log"),
         ("MLflow", tracker.how_to_look),
         ("search", f"uvx optuna-dashboard {without_credentials(storage_url(experiment))}"),
     ):

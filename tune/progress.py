@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -44,10 +46,12 @@ class Display:
 
     Args:
         console: where to; bars appear only if it is a terminal.
+        log: a file that gets every line that is said, with the time, and how the run ended.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, log: Path | None = None) -> None:
         self.console = console
+        self._log = log
         self.stages: list[Stage] = []
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
@@ -67,12 +71,32 @@ class Display:
         self._progress.start()
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: object,
+    ) -> None:
         self._progress.stop()
+        if error is not None:
+            # Ray wraps what a worker raised; the cause is what happened.
+            cause = getattr(error, "cause", None) or error
+            self._note(f"ended by {type(cause).__name__}: {cause}".rstrip(": "))
 
     def say(self, text: str) -> None:
-        """One line above the bars."""
+        """One line above the bars, and in the log."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        if self._log is None:
+            return
+        line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')}  {' '.join(text.split())}\n"
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:  # a full disk ends the run where a result is lost, not here
+            self.console.print(f"{self._log} misses this line: {error.strerror}", markup=False)
 
     @contextmanager
     def stage(self, name: str, total: int, reused: int = 0) -> Iterator["StageView"]:

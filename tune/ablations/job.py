@@ -47,7 +47,7 @@ def run_ablations(settings: AblationSettings, console: Console) -> None:
         if settings.sync:
             console.print(synchronise(settings), markup=False, soft_wrap=True)
             return
-        display = stack.enter_context(Display(console))
+        display = stack.enter_context(Display(console, folder / "run.log"))
         display.say(f"apgd {suite.name}: ablations of DOGE TA")
         display.say(f"results go to {folder}")
         open_storage(settings)  # before work starts: a database that cannot be opened
