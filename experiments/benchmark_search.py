@@ -327,10 +327,9 @@ def _prepared(options: argparse.Namespace, folder: Path, display: Display) -> Se
     check(base)
     suite = base.full_suite
     with ray_session(address="local", cpus=options.cpus) as cluster:
-        pool = WorkerPool(cluster)
-        workers = pool.introduce(base.folder, 0)
+        pool = WorkerPool(cluster, display.say, base.folder)
         hashes = prepare_data(suite, pool, display, corrupted=False)
-        experts = train_experts(base, suite, hashes, pool, workers, display)
+        experts = train_experts(base, suite, hashes, pool, display)
     seconds = 60 * options.minutes if options.trials is None else None
     return Setting(suite, base, folder, hashes, experts, display, seconds, options.trials or 0)
 
@@ -371,8 +370,8 @@ def _search(setting: Setting, label: str, rungs: Rungs, cpus: int) -> Measured:
         ray_session(address="local", cpus=cpus, shared_bytes=shared) as cluster,
         CpuMeter(_GROUPS) as meter,
     ):
-        pool = WorkerPool(cluster)
-        pool.introduce(experiment.folder, 0)
+        pool = WorkerPool(cluster, setting.display.say, experiment.folder)
+        pool.start()
         started = time.perf_counter()
         bases = shared_bases([study], setting.suite, workload, pool, setting.display)
         handles = pool.handles

@@ -3,7 +3,8 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,17 @@ from typing import Any
 import ray
 import torch
 from ray._private import ray_constants
+from ray.autoscaler.sdk import request_resources
 
 from apgd.errors import InputError
 from apgd.machine import free_memory
+from tune import interrupts
 
 _OBJECT_STORE_BYTES = 200 * 2**20
+_MOST_PER_GPU = 4
+"""More workers than that only wait for each other's kernels."""
+_GPUS_SECONDS = 1200.0
+_GPUS_POLL_SECONDS = 2.0
 _STORE_SHARE = 0.3
 """Of the free memory, for the object store of a Ray that is started here."""
 
@@ -32,13 +39,15 @@ class Cluster:
     """Whether the cluster was there before us."""
     workers: int
     threads_per_worker: int
+    per_gpu: int = 1
+    """Workers that share a GPU."""
 
     @property
     def worker_resources(self) -> dict[str, float]:
-        """Ray resources of one worker: a whole GPU, or CPUs where there is none."""
+        """Ray resources of one worker: a GPU or its share of one, or CPUs where there is none."""
         if self.gpus:
             # A GPU actor that also asks for CPUs can wait for ever on a machine short of them.
-            return {"num_gpus": 1, "num_cpus": 0}
+            return {"num_gpus": _share(self.per_gpu), "num_cpus": 0}
         return {"num_gpus": 0, "num_cpus": self.threads_per_worker}
 
     def __str__(self) -> str:
@@ -50,6 +59,23 @@ class Cluster:
             f"{where}: {nodes}{plural(self.cpus, 'CPU')}, {plural(self.gpus, 'GPU')}; "
             f"{plural(self.workers, f'{kind} worker')} with {threads} each"
         )
+
+
+def _share(per_gpu: int) -> float:
+    """A part of a GPU of which so many fit, in the ten thousandths that Ray counts in."""
+    return 1 if per_gpu == 1 else int(10_000 / per_gpu) / 10_000
+
+
+def scorers_per_gpu(free_bytes: int, needed_bytes: int, cpus_per_gpu: int) -> int:
+    """How many workers may share a GPU while merges are scored: one to four.
+
+    Args:
+        free_bytes: memory of the GPU.
+        needed_bytes: what one of them needs.
+        cpus_per_gpu: each wants a CPU to prepare its batches.
+    """
+    fitting = free_bytes // max(1, needed_bytes)
+    return max(1, min(_MOST_PER_GPU, fitting, cpus_per_gpu))
 
 
 def plural(count: int, noun: str) -> str:
@@ -92,6 +118,8 @@ def ray_session(
     dashboard: bool = False,
     most_workers: int = 8,
     shared_bytes: int = 0,
+    wanted_gpus: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> Iterator[Cluster]:
     """Join a cluster or start Ray on this machine, for the length of a `with` block.
 
@@ -102,20 +130,58 @@ def ray_session(
         dashboard: whether a Ray started here serves its dashboard, on localhost.
         most_workers: see `plan`.
         shared_bytes: what workers will share in the object store.
+        wanted_gpus: GPUs that the cluster is asked for, and waited for.
+        say: called with a sentence where there is something to wait for.
 
     Raises:
-        InputError: where no cluster answers at `address`, or it has no CPUs.
+        InputError: where no cluster answers at `address`, or it has no CPUs, or no GPU in time
+            where some are wanted.
     """
     _silence_loggers()
     joined = _connect(address, cpus, dashboard, shared_bytes)
     try:
-        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        if wanted_gpus is not None:
+            _wait_for_gpus(wanted_gpus, say)
+        total = _resources()
         nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
         yield plan(
             len(nodes), int(total.get("CPU", 0)), int(total.get("GPU", 0)), joined, most_workers
         )
     finally:
+        if wanted_gpus is not None and ray.is_initialized():
+            request_resources(bundles=[])  # machines that idle may go
         ray.shutdown()
+
+
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _wait_for_gpus(
+    wanted: int,
+    say: Callable[[str], None],
+    seconds: float = _GPUS_SECONDS,
+    poll_seconds: float = _GPUS_POLL_SECONDS,
+) -> None:
+    """Ask the autoscaler for GPUs, and wait until they are there or no more come."""
+    request_resources(bundles=[{"GPU": 1}] * wanted)
+    seen, since = -1, time.monotonic()
+    while (there := int(_resources().get("GPU", 0))) < wanted:
+        interrupts.check()
+        if there != seen:
+            seen, since = there, time.monotonic()
+            say(f"waiting for {plural(wanted, 'GPU')}; {there} are there")
+        elif time.monotonic() - since > seconds:
+            break
+        time.sleep(poll_seconds)
+    if not there:
+        raise InputError(
+            f"--gpus {wanted} were asked for, but no GPU has joined the cluster within "
+            f"{seconds / 60:.0f} minutes; see `ray status` and the limits of your account"
+        )
+    if there < wanted:
+        say(f"going on with {there} of {plural(wanted, 'GPU')}: no more came")
 
 
 def _connect(address: str | None, cpus: int | None, dashboard: bool, shared_bytes: int) -> bool:

@@ -114,6 +114,11 @@ class ScoreJob:
     """The tasks whose experts are merged, in this order, and on which alone the merge is scored;
     every task of the suite, the unseen ones and corruptions too where there are none."""
 
+    @property
+    def told(self) -> str:
+        """What it is called in a sentence."""
+        return f"{self.method} ({self.variant}, seed {self.seed})"
+
     def inputs(self, workload: Workload) -> dict[str, str]:
         """What determines the score, besides method and parameters."""
         inputs = workload.inputs_of(self.seed)

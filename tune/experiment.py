@@ -97,6 +97,11 @@ class Experiment:
     """Ray cluster to join, or local to start one; by default this machine's, or a new one."""
     cpus: int | None = None
     """CPUs to use when Ray is started on this machine; all by default."""
+    gpus: int | None = None
+    """GPUs to work on: a cluster that grows is asked for so many, and waited for; by default those
+    that are there when the run begins."""
+    scorers_per_gpu: int | None = None
+    """Workers that share a GPU while merges are scored; by default as many as its memory allows."""
     compile: bool = False
     """Compile the forward pass of scoring with torch.compile, which needs a C++ compiler: a minute
     per worker that pays where many merges are scored."""
@@ -110,8 +115,10 @@ class Experiment:
             value = getattr(self, name)
             if value < low:
                 raise InputError(f"{name} must be at least {low}, but got {value}")
-        if self.cpus is not None and self.cpus < 1:
-            raise InputError(f"cpus must be at least 1, but got {self.cpus}")
+        for name in ("cpus", "gpus", "scorers_per_gpu"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, but got {value}")
         if not self.methods:
             raise InputError("methods must name at least one merge method, but got none")
         for name in self.methods:

@@ -46,11 +46,16 @@ def prepare_data(
     wanted += [(task.name, Split.TEST) for task in suite.unseen]
     if unseen_validation:
         wanted += [(task.name, Split.VALIDATION) for task in suite.unseen]
-    jobs = [Job("prepare", (suite.name, task, split)) for task, split in wanted]
+    jobs = [
+        Job("prepare", (suite.name, task, split), f"preparing the {split} split of {task}")
+        for task, split in wanted
+    ]
     # Those that are computed follow from the test split.
     download = corrupted and suite.datasets()
     fetched = [(t, c) for t in suite.corrupted for c in suite.corruptions if download]
-    jobs += [Job("prepare_corrupted", (suite.name, *cell)) for cell in fetched]
+    jobs += [
+        Job("prepare_corrupted", (suite.name, t, c), f"preparing {t} with {c}") for t, c in fetched
+    ]
     ready = sum(suite.has_examples(task, Split(split)) for task, split in wanted)
     with display.stage("data", len(jobs)) as stage:
         # What is ready is read and checked all the same.
@@ -66,7 +71,6 @@ def train_experts(
     suite: Suite,
     hashes: DataHashes,
     pool: WorkerPool,
-    workers: Sequence[Introduction],
     display: Display,
 ) -> dict[tuple[int, str], Expert]:
     """Fine-tune the models that do not exist yet: experts, and the multi-task model if asked for.
@@ -97,7 +101,7 @@ def train_experts(
         if not specs:
             return found
     missing = {spec.key: spec for spec in specs.values() if find_expert(spec, root) is None}
-    budget = training_budget(suite, settings, workers) if missing else None
+    budget = training_budget(suite, settings, pool.start()) if missing else None
     if budget is not None:
         display.say(budget.sentence)
     total = sum(spec.settings.steps for spec in specs.values())
@@ -113,7 +117,15 @@ def train_experts(
             stage.at(done + sum(at for at, _total in running.values()))
 
         todo = list(missing.values())
-        jobs = [Job("train", (suite.name, spec, root)) for spec in todo]
+        jobs = [
+            Job(
+                "train",
+                (suite.name, spec, root),
+                f"training {spec.task} (seed {spec.seed})",
+                trains=True,
+            )
+            for spec in todo
+        ]
         pool.run(jobs, on_done=finished, on_progress=progressed)
         stage.count(done=len(missing), reused=len(specs) - len(missing))
         stage.note(f"in {experiment.experts_dir}")
@@ -213,7 +225,11 @@ def collect_statistics(
     missing = [key for key, spec in specs.items() if statistics_file(spec, root) is None]
     with display.stage("statistics", len(specs), len(specs) - len(missing)) as stage:
         jobs = [
-            Job("collect", (suite.name, specs[seed, need, task], experts[seed, task].weights, root))
+            Job(
+                "collect",
+                (suite.name, specs[seed, need, task], experts[seed, task].weights, root),
+                f"collecting {need} statistics of {task} (seed {seed})",
+            )
             for seed, need, task in missing
         ]
         pool.run(jobs, on_done=lambda _index, _path: stage.advance())

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from tune.cluster import ray_session
-from tune.experiment import Experiment, check, exclusive, scoring_bytes, without_credentials
+from tune.experiment import Experiment, check, exclusive, without_credentials
 from tune.experts import (
     collect_statistics,
     prepare_data,
@@ -14,6 +14,7 @@ from tune.experts import (
 )
 from tune.manifest import Manifest
 from tune.objectives import Objective
+from tune.placement import place
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.console import as_rich
@@ -27,7 +28,6 @@ from tune.stages import (
 )
 from tune.storage import open_storage, storage_url
 from tune.tracking import Tracker, synchronise
-from tune.workers import WorkerPool
 
 
 def run_experiment(experiment: Experiment, console: Console) -> None:
@@ -52,33 +52,36 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
                 dashboard=experiment.dashboard,
                 most_workers=len(suite.tasks) * experiment.seeds,
                 shared_bytes=bases_bytes(studies_of(experiment, suite), suite),
+                wanted_gpus=experiment.gpus,
+                say=display.say,
             )
         )
         display.say(str(cluster))
         tracker = stack.enter_context(Tracker(experiment, display.say))
-        pool = WorkerPool(cluster)
-        workers = pool.introduce(experiment.folder, scoring_bytes(suite))
+        placement = place(experiment, suite, cluster, display.say)
 
         # Experts come in, task vectors are made, ...
-        hashes = prepare_data(
-            suite, pool, display,
-            corrupted=experiment.corruptions,
-            unseen_validation=Objective.UNSEEN in experiment.objectives,
-        )  # fmt: skip
-        experts = train_experts(experiment, suite, hashes, pool, workers, display)
-        expert_keys = record_experts(experts, store)
-
-        # ... a method merges them, validation chooses its parameters, ...
-        statistics = collect_statistics(experiment, suite, hashes, experts, pool, display)
+        with placement.preparing() as pool:
+            hashes = prepare_data(
+                suite, pool, display,
+                corrupted=experiment.corruptions,
+                unseen_validation=Objective.UNSEEN in experiment.objectives,
+            )  # fmt: skip
+        with placement.training() as pool:
+            experts = train_experts(experiment, suite, hashes, pool, display)
+            expert_keys = record_experts(experts, store)
+            statistics = collect_statistics(experiment, suite, hashes, experts, pool, display)
         workload = make_workload(experiment, suite, hashes, experts, statistics)
-        searches = search(experiment, suite, workload, pool, store, display)
 
-        # ... the suite judges each row once on test data, and a tracker keeps it.
-        jobs = evaluation_jobs(experiment, searches)
-        rows = evaluate(jobs, workload, pool, store, display)
-        measure_geometry(experiment, jobs, workload, pool, display)
+        # ... a method merges them, validation chooses its parameters, the suite judges each row
+        # once on test data, and a tracker keeps it.
+        with placement.scoring() as pool:
+            searches = search(experiment, suite, workload, pool, store, display)
+            jobs = evaluation_jobs(experiment, searches)
+            rows = evaluate(jobs, workload, pool, store, display)
+            measure_geometry(experiment, jobs, workload, pool, display)
         manifest.write(
-            cluster, hashes, experts, expert_keys, display.stages, workers, searches, rows
+            cluster, hashes, experts, expert_keys, display.stages, placement.met, searches, rows
         )
         made = report(experiment, suite, display)
         tracker.finish(complete=True)

@@ -12,17 +12,33 @@ from apgd import numerics
 from apgd.errors import InputError
 from apgd.execution import SPARE_BYTES
 from apgd.machine import free_memory
-from apgd.source import source_hash
 from apgd.task_vectors import TaskVectors
 from tune.cluster import Cluster
-from tune.dispatch import dispatch
-from tune.workers import all_answers, assigned_device
+from tune.dispatch import Crew, Patience
+from tune.workers import assigned_device, own_code
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _RESTARTS = 5
 _ATTEMPTS = 3
+_START_SECONDS = 180
+
+
+def _all_answers(asked: list[Any]) -> list[Any]:
+    """What workers that are just starting answer.
+
+    Raises:
+        InputError: where one does not start in time.
+    """
+    answered, silent = ray.wait(asked, num_returns=len(asked), timeout=_START_SECONDS)
+    if silent:
+        raise InputError(
+            f"{len(asked)} workers must start within {_START_SECONDS} s, but only "
+            f"{len(answered)} did; are the cluster's CPUs or GPUs in use by something else?"
+        )
+    answers: list[Any] = ray.get(asked)
+    return answers
 
 
 class LayerWorker:
@@ -37,7 +53,7 @@ class LayerWorker:
         """Its machine, the hash of the source of apgd and tune that it runs, and free memory."""
         return (
             platform.node(),
-            source_hash("apgd", "apgd.methods", "tune"),
+            own_code(),
             free_memory(self._device),
         )
 
@@ -76,9 +92,9 @@ class RayExecutor:
         options: dict[str, Any] = {"max_restarts": _RESTARTS, **cluster.worker_resources}
         remote: Any = ray.remote(**options)(LayerWorker)
         self._workers = [remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)]
-        expected = source_hash("apgd", "apgd.methods", "tune")
+        expected = own_code()
         asked: list[Any] = [worker.introduce.remote() for worker in self._workers]
-        self._met: list[tuple[str, str, int]] = all_answers(asked)
+        self._met: list[tuple[str, str, int]] = _all_answers(asked)
         self._sent: tuple[TaskVectors, ray.ObjectRef[TaskVectors]] | None = None
         for machine, code, _free in self._met:
             if code != expected:
@@ -112,11 +128,11 @@ class RayExecutor:
         shared = [self._sent[1]]
         called = ray.put(function)
         try:
-            yield from dispatch(
-                workers,
+            yield from Crew(workers).dispatch(
                 lambda worker, number: worker.call.remote(called, shared, items[number]),
                 len(items),
                 attempts=_ATTEMPTS,
+                patience=Patience(twice=None),
             )
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, InputError):

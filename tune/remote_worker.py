@@ -38,3 +38,4 @@ class RemoteWorker:
     decompose = _passed_on("decompose")
     score_trial = _passed_on("score_trial")
     progress = _passed_on("progress")
+    peak = _passed_on("peak")

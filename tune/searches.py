@@ -256,7 +256,10 @@ def shared_bases(
     wanted = [(seed, name) for seed in most for name in names]
     with display.stage("singular vectors", len(wanted)) as stage:
         found = pool.run(
-            [Job("decompose", (workload, seed, name, most[seed])) for seed, name in wanted],
+            [
+                Job("decompose", (workload, seed, name, most[seed]), f"decomposing {name}")
+                for seed, name in wanted
+            ],
             on_done=lambda _index, _bases: stage.advance(),
         )
     by_seed: dict[int, dict[str, Any]] = {seed: {} for seed in most}

@@ -161,7 +161,10 @@ def evaluate(
     reused = sum(record is not None for record in found.values())
     with display.stage("evaluation", len(jobs), reused) as stage:
         pool.run(
-            [Job("score", (workload, rows[merge][0])) for merge in missing],
+            [
+                Job("score", (workload, rows[merge][0]), f"scoring {merge.told}")
+                for merge in missing
+            ],
             on_done=lambda _index, _accuracy: stage.advance(),
         )
         for merge in missing:
@@ -193,7 +196,7 @@ def measure_geometry(
     ]
     with display.stage("geometry", len(chosen), len(chosen) - len(missing)) as stage:
         pool.run(
-            [Job("measure", (workload, job)) for job in missing],
+            [Job("measure", (workload, job), f"measuring {job.told}") for job in missing],
             on_done=lambda _index, _nothing: stage.advance(),
         )
 

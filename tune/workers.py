@@ -1,22 +1,22 @@
-"""Workers: Ray actors pinned to one GPU or one CPU slot that render, train and score.
+"""Workers: Ray actors pinned to a GPU, a part of one, or a CPU slot, that render, train and score.
 
-A worker lives as long as the run, so models, data and task vectors are loaded once. It is restarted
-when it is killed, and its job is begun again: every job either resumes from its own checkpoint or
-is short.
+A worker lives as long as its pool, so models, data and task vectors are loaded once. It is
+restarted when it is killed, and its job is begun again: every job either resumes from its own
+checkpoint or is short.
 """
 
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.actor import ActorHandle
 from torch import Tensor
 
 from apgd import numerics
@@ -25,11 +25,11 @@ from apgd.errors import InputError
 from apgd.finetune import ExpertSpec, finetune
 from apgd.methods import Value
 from apgd.projective import task_bases
-from apgd.source import source_hash
+from apgd.source import library_versions, source_hash
 from apgd.suites import suites
 from apgd.training_statistics import StatisticSpec, collect_to
 from tune.cluster import Cluster
-from tune.dispatch import Running, dispatch
+from tune.dispatch import LOST, Actor, Crew, Patience, Reference, Running, Say
 from tune.evaluators import Evaluator, ScoreJob, Workload
 from tune.experiment import run_id
 from tune.geometry import measure
@@ -37,9 +37,16 @@ from tune.remote_worker import RemoteWorker
 from tune.studies import Study
 from tune.trials import Trial, TrialScorer
 
-_ATTEMPTS = 5  # that follow on the first, where a job's worker dies over it
+_ATTEMPTS = 6
 _POLL_SECONDS = 0.5
 _START_SECONDS = 180
+_STALL_SECONDS = 600.0
+"""A training that has made no step for so long is begun again by another worker."""
+_LIBRARIES = (
+    *("torch", "ray", "numpy", "open_clip_torch", "transformers", "peft", "safetensors", "numba"),
+    *("scipy", "pillow"),
+)
+"""Which all machines must have in the same version: results depend on them, or messages do."""
 
 
 def assigned_device() -> str:
@@ -68,6 +75,8 @@ class Introduction:
     """Free memory of its GPU; None on a CPU."""
     code: str
     """Hash of the source of apgd and tune that it runs."""
+    libraries: tuple[tuple[str, str], ...]
+    """Names and versions of Python and of the libraries that results depend on."""
     run_id: str | None
     """Identifier of the run folder as seen from there; None where it sees none."""
 
@@ -92,6 +101,16 @@ def _as_tensors(arrays: dict[str, list[np.ndarray]]) -> dict[str, list[Tensor]]:
         return {name: [torch.from_numpy(a) for a in of] for name, of in arrays.items()}
 
 
+def own_code() -> str:
+    """Hash of the source of apgd and tune that this process runs."""
+    return source_hash("apgd", "apgd.methods", "tune")
+
+
+def own_libraries() -> tuple[tuple[str, str], ...]:
+    """Names and versions of Python and of the libraries that results depend on."""
+    return (("python", platform.python_version()), *library_versions(*_LIBRARIES))
+
+
 class Worker:
     """What runs in a worker process."""
 
@@ -111,8 +130,9 @@ class Worker:
             machine=platform.node(),
             device=torch.cuda.get_device_name() if free is not None else "CPU",
             free_bytes=free,
-            code=source_hash("apgd", "apgd.methods", "tune"),
-            run_id=run_id(run_dir) if run_dir.exists() else None,
+            code=own_code(),
+            libraries=own_libraries(),
+            run_id=run_id(run_dir) if (run_dir / "experiment.json").exists() else None,
         )
 
     def prepare(self, suite: str, task: str, split: Split) -> str:
@@ -177,6 +197,12 @@ class Worker:
         trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
         return self._trials.rung(trial, rung).values
 
+    def peak(self) -> tuple[str, int]:
+        """Its device, and the most memory in bytes that tensors took there; 0 on a CPU."""
+        if self._device == "cpu":
+            return "CPU", 0
+        return torch.cuda.get_device_name(), int(torch.cuda.max_memory_reserved())
+
     def _evaluator_of(self, workload: Workload) -> Evaluator:
         if self._evaluator is None or self._evaluator.workload != workload:
             self._evaluator = Evaluator(workload, self._device)
@@ -187,82 +213,140 @@ class Worker:
         return self._progress
 
 
-def all_answers(asked: list[Any]) -> list[Any]:
-    """What workers that are just starting answer.
-
-    Raises:
-        InputError: where one does not start in time.
-    """
-    answered, silent = ray.wait(asked, num_returns=len(asked), timeout=_START_SECONDS)
-    if silent:
-        raise InputError(
-            f"{len(asked)} workers must start within {_START_SECONDS} s, but only "
-            f"{len(answered)} did; are the cluster's CPUs or GPUs in use by something else?"
-        )
-    answers: list[Any] = ray.get(asked)
-    return answers
-
-
 @dataclass(frozen=True)
 class Job:
     """One call of a worker's method."""
 
     method: str
     arguments: tuple[Any, ...]
+    what: str = ""
+    """What it does, for people: it follows on "while"."""
+    trains: bool = False
+    """Whether it writes checkpoints that it goes on from, so that only one worker may do it at a
+    time, and reports steps."""
+
+    @property
+    def told(self) -> str:
+        """What it does, for people."""
+        return self.what or f"doing `{self.method}`"
 
 
 class WorkerPool:
-    """The workers of a run.
+    """The workers of a run, or of some of its stages.
+
+    They are started when there is something to do.
 
     Args:
         cluster: how many workers there are and what each owns.
+        say: called with one sentence for whatever happens to a worker.
+        run_dir: the run folder, which every worker must see; not checked where None.
+        needed_bytes: free GPU memory that a worker needs.
+        patience: how long is waited for workers and their answers.
+        stall_seconds: a training that has made no step for so long is begun again.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
-        options: dict[str, Any] = {
-            # A worker always comes back; a job that no worker survives is given up.
-            "max_restarts": -1,
-            "max_task_retries": _ATTEMPTS,
-            "concurrency_groups": {"watch": 1},
-            **cluster.worker_resources,
-        }
-        remote: Any = ray.remote(**options)(RemoteWorker)
-        self.handles: list[ActorHandle[Any]] = [
-            remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)
-        ]
+    def __init__(
+        self,
+        cluster: Cluster,
+        say: Say,
+        run_dir: Path | None = None,
+        needed_bytes: int = 0,
+        *,
+        patience: Patience | None = None,
+        stall_seconds: float = _STALL_SECONDS,
+    ) -> None:
+        self._cluster, self._say = cluster, say
+        self._run_dir, self._needed_bytes = run_dir, needed_bytes
+        self._patience = patience or Patience()
+        self._stall_seconds = stall_seconds
+        self._crew: Crew | None = None
+        self._met: dict[int, Introduction] = {}
 
-    def introduce(self, run_dir: Path, needed_bytes: int) -> list[Introduction]:
-        """Wait for the workers, and check that each can do its work.
+    @property
+    def handles(self) -> list[Actor]:
+        """The actors, started where they are not yet."""
+        return self._started().workers
 
-        Args:
-            run_dir: the run folder, which every worker must see.
-            needed_bytes: free GPU memory that a worker needs.
+    @property
+    def met(self) -> list[Introduction]:
+        """What those workers have said of themselves that were there so far."""
+        return [self._met[number] for number in sorted(self._met)]
+
+    def start(self) -> list[Introduction]:
+        """Start the workers and wait for them; those that come later are checked then.
 
         Raises:
-            InputError: where a worker does not start in time, does not see the run folder, runs
-                other code, or has too little GPU memory.
+            InputError: where no worker starts in time, or one does not see the run folder, runs
+                other code or libraries, or has too little GPU memory.
         """
-        asked: list[Any] = [worker.introduce.remote(run_dir.resolve()) for worker in self.handles]
-        met: list[Introduction] = all_answers(asked)
-        expected, code = run_id(run_dir), source_hash("apgd", "apgd.methods", "tune")
-        for worker in met:
-            if worker.run_id != expected:
-                raise InputError(
-                    f"the run folder must be on storage that all machines share, but "
-                    f"{worker.machine} does not see {run_dir.resolve()}"
-                )
-            if worker.code != code:
-                raise InputError(
-                    f"all machines must run the same code, but {worker.machine} has {worker.code} "
-                    f"and the driver {code}; bring it up to date with `ray up`"
-                )
-            if worker.free_bytes is not None and worker.free_bytes < needed_bytes:
-                raise InputError(
-                    f"a worker needs about {needed_bytes / 2**30:.1f} GiB of GPU memory, but "
-                    f"{worker.device} of {worker.machine} has "
-                    f"{worker.free_bytes / 2**30:.1f} GiB free"
-                )
-        return met
+        self._started()
+        return self.met
+
+    def _started(self) -> Crew:
+        if self._crew is None:
+            self._crew = self._start()
+        return self._crew
+
+    def _start(self) -> Crew:
+        options: dict[str, Any] = {
+            # A worker always comes back; what it did is begun again by its crew, which says so.
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "concurrency_groups": {"watch": 1},
+            **self._cluster.worker_resources,
+        }
+        remote: Any = ray.remote(**options)(RemoteWorker)
+        count, threads = self._cluster.workers, self._cluster.threads_per_worker
+        handles = [remote.remote(threads) for _ in range(count)]
+        if self._run_dir is None:
+            return Crew(handles, say=self._say)
+        folder, expected = self._run_dir.resolve(), run_id(self._run_dir)
+
+        def admit(number: int, worker: Introduction) -> None:
+            check_introduction(worker, folder, expected, self._needed_bytes)
+            self._met[number] = worker
+            crew.name(number, worker.machine)
+
+        crew = Crew(
+            handles,
+            arrive=lambda worker: _introduction(worker, folder),
+            admit=admit,
+            begin_away=True,
+            say=self._say,
+        )
+        there = crew.gather(_START_SECONDS)
+        if not there:
+            raise InputError(
+                f"workers must start within {_START_SECONDS} s, but none of {count} did; are the "
+                f"cluster's CPUs or GPUs in use by something else?"
+            )
+        if there < count:
+            self._say(
+                f"{there} of {count} workers have started; the others join when they are there"
+            )
+        return crew
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._crew is not None:
+            for worker in self._crew.workers:
+                ray.kill(worker)
+            self._crew = None
+
+    def peaks(self) -> dict[str, int]:
+        """The most GPU memory that a worker's tensors took, in bytes, by kind of GPU."""
+        if self._crew is None:
+            return {}
+        asked: list[Any] = [worker.peak.remote() for worker in self._crew.present]
+        found: dict[str, int] = {}
+        for answer in ray.wait(asked, num_returns=len(asked), timeout=_POLL_SECONDS)[0]:
+            try:
+                device, peak = ray.get(answer)
+            except LOST:
+                continue  # it was not the only one
+            if peak:
+                found[device] = max(peak, found.get(device, 0))
+        return found
 
     def run(
         self,
@@ -273,6 +357,9 @@ class WorkerPool:
     ) -> list[Any]:
         """Run jobs on the workers, in the order given; their results in the same order.
 
+        A job whose worker dies is begun again by another one, up to six times; one that takes far
+        longer than the others is done by two workers, and the first answer counts.
+
         Args:
             jobs: what to run.
             on_done: called in this process with a job's index and result as it finishes.
@@ -280,33 +367,92 @@ class WorkerPool:
                 jobs under way, by index.
 
         Raises:
+            RuntimeError: where all workers are gone for too long.
             Exception: what the first failing job raised; the other jobs' results are not lost
                 where jobs keep them on disk.
         """
         results: list[Any] = [None] * len(jobs)
+        if not jobs:
+            return results
+        crew = self._started()
+        trains = any(job.trains for job in jobs)
+        watch = _Watch(jobs, self._stall_seconds, self._say)
 
-        def start(worker: ActorHandle[Any], index: int) -> ray.ObjectRef[Any]:
-            reference: ray.ObjectRef[Any] = getattr(worker, jobs[index].method).remote(
+        def start(worker: Actor, index: int) -> Reference:
+            reference: Reference = getattr(worker, jobs[index].method).remote(
                 *jobs[index].arguments
             )
             return reference
 
         def poll(running: Running) -> None:
+            if on_progress is None and not trains:
+                return
+            progress = _poll(running)
             if on_progress is not None:
-                on_progress(_poll(running))
+                on_progress(progress)
+            if trains:
+                watch.look(running, progress)
 
-        for index, result in dispatch(self.handles, start, len(jobs), on_wait=poll):
+        for index, result in crew.dispatch(
+            start,
+            len(jobs),
+            what=lambda index: jobs[index].told,
+            attempts=_ATTEMPTS,
+            patience=replace(self._patience, twice=None) if trains else self._patience,
+            on_wait=poll,
+        ):
             results[index] = result
             if on_done is not None:
                 on_done(index, result)
         return results
 
 
+def check_introduction(
+    worker: Introduction, folder: Path, expected_run: str, needed_bytes: int
+) -> None:
+    """Raise InputError unless a worker can do its work.
+
+    Args:
+        worker: what it said of itself.
+        folder: the run folder.
+        expected_run: the run folder's identifier.
+        needed_bytes: free GPU memory that it needs.
+    """
+    if worker.run_id != expected_run:
+        raise InputError(
+            f"the run folder must be on storage that all machines share, but "
+            f"{worker.machine} does not see {folder}"
+        )
+    if worker.code != own_code():
+        raise InputError(
+            f"all machines must run the same code, but {worker.machine} has {worker.code} "
+            f"and the driver {own_code()}; bring it up to date with `ray up`"
+        )
+    theirs = dict(worker.libraries)
+    for library, version in own_libraries():
+        if theirs.get(library) != version:
+            raise InputError(
+                f"all machines must have the same libraries, but {worker.machine} has {library} "
+                f"{theirs.get(library)} and the driver {version}; bring it up to date with `ray up`"
+            )
+    if worker.free_bytes is not None and worker.free_bytes < needed_bytes:
+        raise InputError(
+            f"a worker needs about {needed_bytes / 2**30:.1f} GiB of GPU memory, but "
+            f"{worker.device} of {worker.machine} has "
+            f"{worker.free_bytes / 2**30:.1f} GiB free"
+        )
+
+
+def _introduction(worker: Any, folder: Path) -> Reference:
+    reference: Reference = worker.introduce.options(max_task_retries=-1).remote(folder)
+    return reference
+
+
 def _poll(running: Running) -> dict[int, tuple[int, int]]:
-    asked: dict[Any, int] = {
-        worker.progress.options(concurrency_group="watch").remote(): index
-        for index, worker in running.values()
-    }
+    asked: dict[Any, int] = {}
+    for one in running.calls.values():
+        worker: Any = running.worker_of(one)
+        asked[worker.progress.options(concurrency_group="watch").remote()] = one.number
     # A worker that is just being restarted does not answer in time, and is left out.
     answered: list[Any]
     answered, _ = (
@@ -319,3 +465,34 @@ def _poll(running: Running) -> dict[int, tuple[int, int]]:
         except ray.exceptions.RayActorError:
             continue
     return progress
+
+
+class _Watch:
+    """Sees to trainings that make no steps any more.
+
+    Args:
+        jobs: those of the dispatch.
+        stall_seconds: how long a step may take.
+        say: called where one is given up.
+    """
+
+    def __init__(self, jobs: Sequence[Job], stall_seconds: float, say: Say) -> None:
+        self._jobs, self._seconds, self._say = jobs, stall_seconds, say
+        self._moved: dict[Reference, tuple[tuple[int, int] | None, float]] = {}
+
+    def look(self, running: Running, progress: dict[int, tuple[int, int]]) -> None:
+        """Give up trainings whose last step is too long ago."""
+        now = time.monotonic()
+        for reference, one in list(running.calls.items()):
+            at = progress.get(one.number)
+            before, since = self._moved.get(reference, (None, now))
+            if at is not None and at != before:
+                before, since = at, now
+            self._moved[reference] = (before, since)
+            if now - since > self._seconds:
+                self._say(
+                    f"{running.name_of(one)} has made no step for {now - since:.0f} s while "
+                    f"{self._jobs[one.number].told}; it is ended, and another one begins again"
+                )
+                ray.kill(running.worker_of(one), no_restart=False)
+                running.lose(reference)

@@ -20,7 +20,7 @@ from tune.sampling import Outcome
 from tune.searches import Searched, trial_record
 from tune.studies import Study
 from tune.trials import Trial
-from tune.workers import Job, Shared, Worker
+from tune.workers import Introduction, Job, Shared, Worker
 
 CLUSTER = Cluster(nodes=1, cpus=1, gpus=0, joined=False, workers=1, threads_per_worker=1)
 
@@ -31,6 +31,9 @@ class OneWorker:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(workers, "assigned_device", lambda: "cpu")
         self.worker = Worker(threads=1)
+
+    def start(self) -> list[Introduction]:
+        return []
 
     def run(
         self,
@@ -66,7 +69,7 @@ def run_whole_path(
     pool: Any = OneWorker(patch)
     with Display(Console(quiet=True)) as display:
         hashes = expert_stages.prepare_data(suite, pool, display)
-        experts = expert_stages.train_experts(experiment, suite, hashes, pool, [], display)
+        experts = expert_stages.train_experts(experiment, suite, hashes, pool, display)
         keys = expert_stages.record_experts(experts, store)
         workload = stages.make_workload(experiment, suite, hashes, experts)
         rank, params = merged_rank(suite), tuple(suite.published.get(method, {}).items())

@@ -263,7 +263,7 @@ def small_pool(count: int, patch: pytest.MonkeyPatch) -> WorkerPool:
     cluster = Cluster(
         nodes=1, cpus=count, gpus=0, joined=False, workers=count, threads_per_worker=1
     )
-    return WorkerPool(cluster)
+    return WorkerPool(cluster, print)
 
 
 def storage_url(folder: Path) -> str:

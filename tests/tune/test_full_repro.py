@@ -298,7 +298,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     data = suite.examples("signs", Split.TRAIN).sha256
     spec: ExpertSpec = expert_spec(suite, "signs", 0, settings, data)
     whole = finetune(suite, spec, tmp_path / "whole")
-    killed = []
+    killed: list[int] = []
+    said: list[str] = []
 
     def kill_once(progress: dict[int, tuple[int, int]]) -> None:
         checkpoint = spec.folder(tmp_path / "killed") / "training.safetensors"
@@ -309,10 +310,11 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
                     killed.append(process.pid)
 
     with ray_session(address="local", cpus=1) as cluster:
-        pool = WorkerPool(cluster)
-        job = Job("train", (suite.name, spec, tmp_path / "killed"))
+        pool = WorkerPool(cluster, said.append)
+        job = Job("train", (suite.name, spec, tmp_path / "killed"), "training signs", trains=True)
         (manifest,) = pool.run([job], on_progress=kill_once)
     assert killed
+    assert said == ["worker 0 died while training signs; it is begun again"]
     assert manifest["resumed_at_step"] > 0
     resumed = find_expert(spec, tmp_path / "killed")
     assert resumed is not None

@@ -113,7 +113,7 @@ def test_what_a_killed_worker_was_doing_is_done_again(
 def test_other_code_on_a_machine_is_refused(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_executor, "source_hash", lambda *_packages: "other")
+    monkeypatch.setattr(ray_executor, "own_code", lambda: "other")
     with pytest.raises(InputError, match="all machines must run the same code"):
         RayExecutor(replace(cluster, workers=1, threads_per_worker=1))
 

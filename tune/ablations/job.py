@@ -19,9 +19,10 @@ from tune.ablations.scoring import NotDoneError, Scoring, studies
 from tune.ablations.settings import ABLATIONS, AblationSettings
 from tune.cluster import ray_session
 from tune.evaluators import ScoreJob
-from tune.experiment import check, exclusive, merged_rank, scoring_bytes
+from tune.experiment import check, exclusive, merged_rank
 from tune.experts import collect_statistics, prepare_data, record_experts, train_experts
 from tune.manifest import now
+from tune.placement import place
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.report.markdown import render_markdown
@@ -30,7 +31,6 @@ from tune.searches import bases_bytes
 from tune.stages import make_workload
 from tune.storage import open_storage
 from tune.tracking import Tracker, synchronise
-from tune.workers import WorkerPool
 
 
 def run_ablations(settings: AblationSettings, console: Console) -> None:
@@ -59,17 +59,21 @@ def run_ablations(settings: AblationSettings, console: Console) -> None:
                 dashboard=settings.dashboard,
                 most_workers=len(suite.tasks) * settings.seeds,
                 shared_bytes=bases_bytes(studies(settings, suite, [(s, 0) for s in seeds]), suite),
+                wanted_gpus=settings.gpus,
+                say=display.say,
             )
         )
         display.say(str(cluster))
         tracker = stack.enter_context(Tracker(settings, display.say))
-        pool = WorkerPool(cluster)
-        workers = pool.introduce(folder, scoring_bytes(suite))
-        hashes = prepare_data(suite, pool, display, corrupted=False)
-        experts = train_experts(settings, suite, hashes, pool, workers, display)
-        record_experts(experts, store)
-        statistics = collect_statistics(settings, suite, hashes, experts, pool, display)
+        placement = place(settings, suite, cluster, display.say)
+        with placement.preparing() as pool:
+            hashes = prepare_data(suite, pool, display, corrupted=False)
+        with placement.training() as pool:
+            experts = train_experts(settings, suite, hashes, pool, display)
+            record_experts(experts, store)
+            statistics = collect_statistics(settings, suite, hashes, experts, pool, display)
         workload = make_workload(settings, suite, hashes, experts, statistics)
+        pool = stack.enter_context(placement.scoring())
         scoring = Scoring(settings, suite, workload, pool, store, display)
         bench = Bench(
             settings, suite, merged_rank(suite), workload, store, scoring.score, scoring.search
@@ -78,7 +82,7 @@ def run_ablations(settings: AblationSettings, console: Console) -> None:
 
         findings = _findings(bench, scoring)
         manifest = describe(
-            settings, suite, started, cluster, workers, hashes, experts, display.stages,
+            settings, suite, started, cluster, placement.met, hashes, experts, display.stages,
             scoring.records,
         )  # fmt: skip
         write_json(folder / "manifest.json", manifest)

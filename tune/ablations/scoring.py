@@ -66,7 +66,7 @@ class Scoring:
         if self.computes:
             with self._display.stage(stage, len(jobs), len(jobs) - len(missing)) as view:
                 self._pool.run(
-                    [Job("score", (self._workload, job)) for job in missing],
+                    [Job("score", (self._workload, job), f"scoring {job.told}") for job in missing],
                     on_done=lambda _index, _score: view.advance(),
                 )
         self._note([self._store.expect(*self._place(job)) for job in jobs])
