@@ -18,6 +18,7 @@ from apgd.data.reader import SplitReader
 from apgd.errors import InputError
 from apgd.evidence import NO_EVIDENCE, Evidence, Need
 from apgd.heads import Voice, judge, judge_together
+from apgd.local_copies import local_weights
 from apgd.machine import free_memory
 from apgd.methods import Method, Value, methods
 from apgd.suites import Suite, suites
@@ -70,6 +71,8 @@ class Workload:
 
     data: tuple[tuple[tuple[str, str], str], ...] = ()
     """Hashes of the examples by task and split; what has none is not checked."""
+    weights: tuple[tuple[str, str], ...] = ()
+    """Hashes of experts by the paths of their weights; what has none is not checked."""
     statistics: tuple[Statistic, ...] = ()
     """Every training statistic that a method of the run needs."""
 
@@ -311,7 +314,7 @@ class Evaluator:
 
     def _experts(self, seed: int, kept: int) -> Callable[[str], Mapping[str, Tensor]]:
         """Task -> its expert's state dict; the last `kept` ones stay in memory."""
-        paths = self.workload.experts_of(seed)
+        paths = self.expert_files(seed)
 
         @lru_cache(maxsize=kept)
         def expert(task: str) -> Mapping[str, Tensor]:
@@ -357,7 +360,7 @@ class Evaluator:
         if job.method == EXPERTS:
             return self._experts(job.seed, kept=1)  # conditions of a task follow one another
         if job.method == MULTI_TASK:
-            path, _ = self.workload.joint_of(job.seed)
+            path = local_weights(*self.workload.joint_of(job.seed), "the multi-task model")
             joint = load_weights(path, "the multi-task model", self._base)
             return lambda _task: joint
         merged = self._merge(job, reader)
@@ -385,10 +388,23 @@ class Evaluator:
     def _merge(self, job: ScoreJob, reader: SplitReader) -> dict[str, Tensor]:
         return self.task_vectors(job.seed, job.tasks).apply(self.delta(job, reader))
 
+    def expert_files(self, seed: int) -> dict[str, Path]:
+        """Where this machine reads one seed's experts, by task.
+
+        Raises:
+            InputError: where one is not what the run began with.
+        """
+        hashes = dict(self.workload.weights)
+        return {
+            task: local_weights(path, hashes[str(path)], f"expert {task}")
+            if str(path) in hashes else path
+            for task, path in self.workload.experts_of(seed).items()
+        }  # fmt: skip
+
     def task_vectors(self, seed: int, tasks: tuple[str, ...] = ()) -> TaskVectors:
         """Those of a seed's experts: of all tasks, or of some in their order."""
         if (seed, tasks) not in self._vectors:
-            paths = self.workload.experts_of(seed)
+            paths = self.expert_files(seed)
             paths = {task: paths[task] for task in tasks or paths}
             self._vectors[seed, tasks] = TaskVectors(
                 self._base, paths, self._suite.is_merged, device=self._device,

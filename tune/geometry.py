@@ -32,7 +32,7 @@ def measure(evaluator: Evaluator, job: ScoreJob) -> None:
     workload = evaluator.workload
     suite = suites[workload.suite]
     base = suite.base_path()
-    vectors = TaskVectors(base, workload.experts_of(job.seed), suite.is_merged, keep=False)
+    vectors = TaskVectors(base, evaluator.expert_files(job.seed), suite.is_merged, keep=False)
     layers: list[ExpertLayer] | list[DeltaLayer]
     if job.method == EXPERTS:
         layers = [expert_layer(name, vectors[name]) for name in vectors.names]

@@ -97,6 +97,11 @@ def make_workload(
         ),
         inputs=tuple((seed, inputs(seed)) for seed in seeds),
         data=tuple(sorted(hashes.items())),
+        weights=tuple(
+            (str(expert.weights), expert.sha256)
+            for (_seed, task), expert in sorted(experts.items())
+            if task != MULTI_TASK
+        ),
         statistics=statistics,
         limit=experiment.limit,
         corruption_limit=experiment.corruption_limit,

@@ -14,6 +14,7 @@ _BESIDE = {
     "apgd.files",
     "apgd.finetune",
     "apgd.hub",
+    "apgd.local_copies",
     "apgd.locks",
     "apgd.machine",
     "apgd.merging",
