@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import torch
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray.autoscaler.sdk import request_resources
 
 from apgd.errors import InputError
@@ -105,9 +106,12 @@ def plan(nodes: int, cpus: int, gpus: int, joined: bool, most_workers: int) -> C
     return Cluster(nodes, cpus, gpus, joined, workers, threads)
 
 
-def _silence_loggers() -> None:
+def _silence() -> None:
+    """Keep Ray's own lines off the console: what happens to workers is said by who sees to it."""
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A paragraph per process that dies, which no setting turns off; it is in Ray's logs too.
+    ray_worker.print_to_stdstream = lambda *_arguments, **_keywords: None
 
 
 @contextmanager
@@ -137,7 +141,7 @@ def ray_session(
         InputError: where no cluster answers at `address`, or it has no CPUs, or no GPU in time
             where some are wanted.
     """
-    _silence_loggers()
+    _silence()
     joined = _connect(address, cpus, dashboard, shared_bytes)
     try:
         if wanted_gpus is not None:

@@ -17,13 +17,12 @@ from apgd.files import sha256_file, write_json
 from apgd.finetune import Expert
 from apgd.machine import processor
 from apgd.suites import Suite
+from tune.begin import Begun, Made
 from tune.cluster import Cluster, plural
 from tune.evaluators import mean_score
-from tune.experiment import Experiment, without_credentials
-from tune.progress import Stage
+from tune.experiment import without_credentials
 from tune.records import Kind, Record
 from tune.references import MULTI_TASK
-from tune.searches import Searched
 from tune.workers import Introduction
 
 _PACKAGES = (
@@ -47,43 +46,28 @@ def now() -> str:
 
 
 class Manifest:
-    """The manifest of a run, started when this object is made.
+    """The manifest of a run, started when this object is made."""
 
-    Args:
-        experiment: the run's settings.
-        suite: the run's suite.
-    """
-
-    def __init__(self, experiment: Experiment, suite: Suite) -> None:
-        self._experiment = experiment
-        self._suite = suite
+    def __init__(self) -> None:
         self._started = now()
         self._git = git_state()
 
     def write(
-        self,
-        cluster: Cluster,
-        hashes: Mapping[tuple[str, str], str],
-        experts: Mapping[tuple[int, str], Expert],
-        expert_keys: Sequence[str],
-        stages: Sequence[Stage],
-        workers: Sequence[Introduction],
-        searches: Sequence[Searched],
-        rows: Sequence[Record],
-    ) -> None:
+        self, run: Begun, made: Made, records: Sequence[Record], results: Mapping[str, float]
+    ) -> dict[str, Any]:
         """Write `manifest.json` into the run folder.
 
         Args:
-            cluster: where the run took place.
-            hashes: SHA-256 of the examples by task and split.
-            experts: finished experts by seed and task, and the multi-task model if asked for.
-            expert_keys: keys of their records.
-            stages: what was done, and how long it took.
-            workers: who did it.
-            searches: the finished searches.
-            rows: the evaluations, a row of the table at one seed each.
+            run: where and how the work was done.
+            made: what was merged.
+            records: the trials and evaluations that the report is made of.
+            results: mean test score by row, at most 1.
+
+        Returns:
+            What was written.
         """
-        suite, experiment = self._suite, self._experiment
+        suite, experiment = run.suite, run.experiment
+        experts = made.experts
         value = {
             "experiment": {
                 "name": experiment.name,
@@ -93,14 +77,14 @@ class Manifest:
             "suite": describe_suite(suite, corrupted=experiment.corruptions),
             "versions": versions(),
             **self._git,
-            "machine": describe_machine(cluster, workers),
+            "machine": describe_machine(run.cluster, run.placement.met),
             "hashes": {
                 "base": sha256_file(suite.base_path()),
                 "experts": {
                     f"{task}-seed{seed}": expert.sha256
                     for (seed, task), expert in sorted(experts.items())
                 },
-                "data": {f"{task}/{split}": h for (task, split), h in sorted(hashes.items())},
+                "data": {f"{t}/{split}": h for (t, split), h in sorted(made.hashes.items())},
             },
             "experts_family": _family(
                 suite, [expert for (_, task), expert in experts.items() if task != MULTI_TASK]
@@ -108,17 +92,28 @@ class Manifest:
             "command": command_line(),
             "started": self._started,
             "finished": now(),
-            "stages": [stage.as_dict() for stage in stages],
-            "split_reads": _reads(searches, rows),
+            "stages": [stage.as_dict() for stage in run.display.stages],
+            "split_reads": _reads(records),
             # The records that this run is made of; its folder may hold more.
             "records": {
-                Kind.EXPERT: expert_keys,
-                Kind.TRIAL: [trial.key for done in searches for trial in done.trials],
-                Kind.EVALUATION: [row.key for row in rows],
+                Kind.EXPERT: made.expert_keys,
+                **{
+                    kind: [record.key for record in records if record.kind is kind]
+                    for kind in (Kind.TRIAL, Kind.EVALUATION)
+                },
             },
-            "results": _means(rows, [task.name for task in suite.tasks]),
+            "results": dict(results),
         }
         write_json(experiment.folder / "manifest.json", value)
+        return value
+
+
+def row_means(rows: Iterable[Record], tasks: Sequence[str]) -> dict[str, float]:
+    """Mean test score of every row of a table over tasks and seeds, at most 1."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(f"{row.method}-{row.variant}", []).append(mean_score(row, tasks))
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def describe_suite(suite: Suite, *, corrupted: bool = True) -> dict[str, Any]:
@@ -159,19 +154,10 @@ def _describe_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
     ]
 
 
-def _reads(searches: Sequence[Searched], rows: Sequence[Record]) -> dict[str, int]:
+def _reads(records: Iterable[Record]) -> dict[str, int]:
     """How many trials and rows were scored on each split."""
-    trials = [trial for done in searches for trial in done.trials]
-    counts = Counter(split for record in (*trials, *rows) for split in record.details["reads"])
+    counts = Counter(split for record in records for split in record.details["reads"])
     return {str(split): count for split, count in sorted(counts.items())}
-
-
-def _means(rows: Sequence[Record], tasks: Sequence[str]) -> dict[str, float]:
-    """Mean test score of every row over tasks and seeds, at most 1."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(f"{row.method}-{row.variant}", []).append(mean_score(row, tasks))
-    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def describe_machine(cluster: Cluster, workers: Sequence[Introduction]) -> dict[str, Any]:

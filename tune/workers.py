@@ -5,6 +5,7 @@ restarted when it is killed, and its job is begun again: every job either resume
 checkpoint or is short.
 """
 
+import gc
 import platform
 import sys
 import time
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -36,6 +37,8 @@ from tune.geometry import measure
 from tune.remote_worker import RemoteWorker
 from tune.studies import Study
 from tune.trials import Trial, TrialScorer
+
+Answer = TypeVar("Answer")
 
 _ATTEMPTS = 6
 _POLL_SECONDS = 0.5
@@ -165,12 +168,12 @@ class Worker:
         """Score a merge or a reference row and put the record on disk; its mean accuracy."""
         numerics.configure(self._threads)
         self._trials = None  # a search is over, and its memory is wanted
-        return self._evaluator_of(workload).run(job)
+        return self._with_room(lambda: self._evaluator_of(workload).run(job))
 
     def measure(self, workload: Workload, job: ScoreJob) -> None:
         """Hold the task vectors of a seed, or a merge against them, and write down what comes."""
         numerics.configure(self._threads)
-        measure(self._evaluator_of(workload), job)
+        self._with_room(lambda: measure(self._evaluator_of(workload), job))
 
     def decompose(self, workload: Workload, seed: int, name: str, count: int) -> list[np.ndarray]:
         """Leading left singular vectors of a matrix's task vectors, (m, at most `count`) each."""
@@ -188,14 +191,40 @@ class Worker:
     ) -> tuple[float, ...]:
         """Judge a rung of one trial of a search; the objectives of its best setting."""
         numerics.configure(self._threads)
+        trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
+        return self._with_room(lambda: self._trials_of(shared).rung(trial, rung).values)
+
+    def _trials_of(self, shared: Shared) -> TrialScorer:
         evaluator = self._evaluator_of(shared.workload)
         if self._trials is None or self._searched != (shared.workload, shared.keys):
             self._trials = TrialScorer(evaluator)
             self._searched = (shared.workload, shared.keys)
             for seed, arrays in shared.bases.items():
                 self._trials.share_bases(seed, _as_tensors(ray.get(arrays)))
-        trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
-        return self._trials.rung(trial, rung).values
+        return self._trials
+
+    def _with_room(self, act: Callable[[], Answer]) -> Answer:
+        """Do something that needs a GPU's memory; once more without what is held, where it lacks.
+
+        Raises:
+            RuntimeError: where even then it does not fit.
+        """
+        try:
+            return act()
+        except torch.OutOfMemoryError as error:
+            error.__traceback__ = None  # its frames hold what was computed so far
+        self._evaluator = self._trials = None
+        gc.collect()
+        if self._device != "cpu":
+            torch.cuda.empty_cache()
+        try:
+            return act()
+        except torch.OutOfMemoryError as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise RuntimeError(
+                f"merges and scores do not fit into the memory of a GPU of {platform.node()}, "
+                f"which workers may share: --scorers-per-gpu 1 gives each its own ({reason})"
+            ) from None
 
     def peak(self) -> tuple[str, int]:
         """Its device, and the most memory in bytes that tensors took there; 0 on a CPU."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from rich.console import Console
 from apgd.suites import Suite, suites
 from tune import experts as expert_stages
 from tune import stages, workers
+from tune.begin import Begun, Made
 from tune.cluster import Cluster
 from tune.experiment import Experiment, check, merged_rank
-from tune.manifest import Manifest
+from tune.manifest import Manifest, row_means
 from tune.progress import Display
 from tune.records import Record, RecordStore
 from tune.report import Report
@@ -65,7 +67,7 @@ def run_whole_path(
     )
     check(experiment)
     store = RecordStore(experiment.folder)
-    manifest = Manifest(experiment, suite)
+    manifest = Manifest()
     pool: Any = OneWorker(patch)
     with Display(Console(quiet=True)) as display:
         hashes = expert_stages.prepare_data(suite, pool, display)
@@ -82,6 +84,11 @@ def run_whole_path(
         searches = [Searched(study, (trial,), trial)]
         jobs = stages.evaluation_jobs(experiment, searches)
         rows = stages.evaluate(jobs, workload, pool, store, display)
-        manifest.write(CLUSTER, hashes, experts, keys, display.stages, [], searches, rows)
+        placement: Any = SimpleNamespace(met=[])
+        tracker: Any = None
+        run = Begun(experiment, suite, store, display, CLUSTER, placement, tracker)
+        made = Made(hashes, experts, keys, workload)
+        means = row_means(rows, [task.name for task in suite.tasks])
+        manifest.write(run, made, [trial, *rows], means)
         report = stages.report(experiment, suite, display)
     return report, rows

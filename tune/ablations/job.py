@@ -2,35 +2,27 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from apgd.files import atomic_path, write_json, write_text
+from apgd.files import atomic_path, write_text
 from tune.ablations.bench import Bench
 from tune.ablations.catalogue import CATALOGUE
 from tune.ablations.finding import Finding
-from tune.ablations.manifest import describe
+from tune.ablations.means import published_means
 from tune.ablations.noise import cells
 from tune.ablations.page import document
 from tune.ablations.scoring import NotDoneError, Scoring, studies
 from tune.ablations.settings import ABLATIONS, AblationSettings
-from tune.cluster import ray_session
+from tune.begin import begin, make_experts, send_rest
 from tune.evaluators import ScoreJob
-from tune.experiment import check, exclusive, merged_rank
-from tune.experts import collect_statistics, prepare_data, record_experts, train_experts
-from tune.manifest import now
-from tune.placement import place
-from tune.progress import Display
-from tune.records import RecordStore
+from tune.experiment import check, merged_rank
+from tune.manifest import Manifest
 from tune.report.markdown import render_markdown
 from tune.report.page import render_page
 from tune.searches import bases_bytes
-from tune.stages import make_workload
-from tune.storage import open_storage
-from tune.tracking import Tracker, synchronise
 
 
 def run_ablations(settings: AblationSettings, console: Console) -> None:
@@ -40,62 +32,34 @@ def run_ablations(settings: AblationSettings, console: Console) -> None:
     """
     settings = settings.cut()
     check(settings)
-    suite, folder, started = settings.full_suite, settings.folder, now()
-    store = RecordStore(folder)
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(settings))
-        if settings.sync:
-            console.print(synchronise(settings), markup=False, soft_wrap=True)
-            return
-        display = stack.enter_context(Display(console, folder / "run.log"))
-        display.say(f"apgd {suite.name}: ablations of DOGE TA")
-        display.say(f"results go to {folder}")
-        open_storage(settings)  # before work starts: a database that cannot be opened
-        seeds = range(settings.seeds)
-        cluster = stack.enter_context(
-            ray_session(
-                address=settings.address,
-                cpus=settings.cpus,
-                dashboard=settings.dashboard,
-                most_workers=len(suite.tasks) * settings.seeds,
-                shared_bytes=bases_bytes(studies(settings, suite, [(s, 0) for s in seeds]), suite),
-                wanted_gpus=settings.gpus,
-                say=display.say,
-            )
-        )
-        display.say(str(cluster))
-        tracker = stack.enter_context(Tracker(settings, display.say))
-        placement = place(settings, suite, cluster, display.say)
-        with placement.preparing() as pool:
-            hashes = prepare_data(suite, pool, display, corrupted=False)
-        with placement.training() as pool:
-            experts = train_experts(settings, suite, hashes, pool, display)
-            record_experts(experts, store)
-            statistics = collect_statistics(settings, suite, hashes, experts, pool, display)
-        workload = make_workload(settings, suite, hashes, experts, statistics)
-        pool = stack.enter_context(placement.scoring())
-        scoring = Scoring(settings, suite, workload, pool, store, display)
-        bench = Bench(
-            settings, suite, merged_rank(suite), workload, store, scoring.score, scoring.search
-        )
-        console.print(_plan(bench, scoring))
-
-        findings = _findings(bench, scoring)
-        manifest = describe(
-            settings, suite, started, cluster, placement.met, hashes, experts, display.stages,
-            scoring.records,
-        )  # fmt: skip
-        write_json(folder / "manifest.json", manifest)
-        made = document(findings, manifest)
-        write_text(folder / "report.html", render_page(made))
-        write_text(folder / "report.md", render_markdown(made))
-        tracker.finish(complete=True)
+    if settings.sync:
+        send_rest(settings, console)
+        return
+    suite, folder, manifest = settings.full_suite, settings.folder, Manifest()
+    cells = [(seed, 0) for seed in range(settings.seeds)]
+    shared, title = bases_bytes(studies(settings, suite, cells), suite), "ablations of DOGE TA"
+    with begin(settings, console, title=f"apgd {suite.name}: {title}", shared_bytes=shared) as run:
+        made, store = make_experts(run), run.store
+        with run.placement.scoring() as pool:
+            scoring = Scoring(settings, suite, made.workload, pool, store, run.display)
+            bench = Bench(
+                settings, suite, merged_rank(suite), made.workload, store,
+                scoring.score, scoring.search,
+            )  # fmt: skip
+            console.print(_plan(bench, scoring))
+            findings = _findings(bench, scoring)
+        records = sorted(scoring.records.values(), key=lambda record: record.key)
+        means = published_means(records, [task.name for task in suite.tasks])
+        page = document(findings, manifest.write(run, made, records, means))
+        write_text(folder / "report.html", render_page(page))
+        write_text(folder / "report.md", render_markdown(page))
+        run.tracker.finish(complete=True)
     for name in settings.only:
         console.print(f"\n{name}: {findings[name].sentence}", markup=False, highlight=False)
     for what, where in (
         ("report", folder / "report.html"),
         ("tables", folder / "ablations"),
-        ("MLflow", tracker.how_to_look),
+        ("MLflow", run.tracker.how_to_look),
     ):
         console.print(f"{what:<8}{where}", highlight=False, markup=False, soft_wrap=True)
 

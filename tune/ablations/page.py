@@ -32,7 +32,7 @@ def document(findings: Mapping[str, Finding], manifest: Mapping[str, Any]) -> Do
 
     Args:
         findings: by name of the ablation, in the order of the report.
-        manifest: what was run, as `tune.ablations.manifest` describes it.
+        manifest: what was run, as `tune.manifest.Manifest.write` returns it.
     """
     experiment = manifest["experiment"]
     commit = manifest["git_commit"]

@@ -1,0 +1,46 @@
+"""A worker that only says where it is; its module imports next to nothing and starts fast."""
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+
+GIB = 2**30
+
+
+class StubWorker:
+    """On a GPU where Ray gave it one; what it says of itself is in a file of the run folder."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.step = 0
+
+    def introduce(self, folder: Path) -> Any:
+        told = json.loads((folder / "introduction.json").read_text())
+        gpus = ray.get_gpu_ids()
+        told |= {"device": "RTX" if gpus else "CPU", "free_bytes": 20 * GIB if gpus else None}
+        told["libraries"] = tuple((name, version) for name, version in told["libraries"])
+        return SimpleNamespace(**told)
+
+    def where(self) -> tuple[list[str], int]:
+        time.sleep(0.3)
+        return [str(gpu) for gpu in ray.get_gpu_ids()], self.threads
+
+    def train(self, folder: Path) -> int:
+        """Hangs at step 3 when it is done for the first time."""
+        first = not (folder / "hung").exists()
+        for self.step in range(1, 6):
+            time.sleep(0.2)
+            if first and self.step == 3:
+                (folder / "hung").touch()
+                time.sleep(600)
+        return self.step
+
+    def progress(self) -> tuple[int, int]:
+        return self.step, 5
+
+    def peak(self) -> tuple[str, int]:
+        return ("RTX", 4 * GIB) if ray.get_gpu_ids() else ("CPU", 0)

@@ -1,0 +1,162 @@
+"""Calls handed to actors: deaths, pauses and refusals cost a line each, and no result."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from apgd import InputError
+from tune.cluster import ray_session
+from tune.dispatch import Crew, Patience
+
+
+class Doer:
+    """Squares numbers, and does what a file named after one says before that."""
+
+    def square(self, folder: str, number: int) -> int:
+        for deed in ("stop", "die", "always_die", "fail"):
+            wish = Path(folder) / f"{number}.{deed}"
+            if not wish.exists():
+                continue
+            if deed == "fail":
+                raise ValueError(f"no square of {number}")
+            if deed != "always_die":
+                wish.unlink()
+            (Path(folder) / f"{number}.pid").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
+        time.sleep(0.02)
+        return number**2
+
+
+@pytest.fixture(scope="module")
+def actors() -> Iterator[list[Any]]:
+    with ray_session(address="local", cpus=3):
+        remote: Any = ray.remote(num_cpus=1, max_restarts=-1)(Doer)
+        yield [remote.remote() for _ in range(3)]
+
+
+def squares(crew: Crew, folder: Path, count: int, **options: Any) -> list[int]:
+    found = dict(
+        crew.dispatch(
+            lambda worker, number: worker.square.remote(str(folder), number),
+            count,
+            what=lambda number: f"squaring {number}",
+            **options,
+        )
+    )
+    assert set(found) == set(range(count))
+    return [found[number] for number in range(count)]
+
+
+def test_every_call_is_made_once(actors: list[Any], tmp_path: Path) -> None:
+    said: list[str] = []
+    crew = Crew(actors, say=said.append)
+    assert squares(crew, tmp_path, 20) == [n**2 for n in range(20)]
+    assert squares(crew, tmp_path, 0) == []
+    assert said == []
+
+
+def test_a_death_costs_a_line_and_no_result(actors: list[Any], tmp_path: Path) -> None:
+    for number in (0, 3, 4):
+        (tmp_path / f"{number}.die").touch()
+    said: list[str] = []
+    crew = Crew(actors, say=said.append)
+    crew.name(0, "node-a")
+    assert squares(crew, tmp_path, 9, attempts=3) == [n**2 for n in range(9)]
+    assert len(said) == 3
+    assert "worker 0 on node-a died while squaring 0; it is begun again" in said
+    # All of them are there again, and work.
+    assert crew.gather(30) == 3
+    assert squares(crew, tmp_path, 9) == [n**2 for n in range(9)]
+
+
+def test_what_no_worker_survives_is_given_up(actors: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "1.always_die").touch()
+    said: list[str] = []
+    crew = Crew(actors, say=said.append)
+    with pytest.raises(ray.exceptions.RayActorError):
+        squares(crew, tmp_path, 4, attempts=2)
+    assert said[-1].endswith("died while squaring 1; no worker has survived it in 2 attempts")
+    assert sum("squaring 1" in line for line in said) == 2
+    assert crew.gather(30) == 3
+
+
+def test_the_error_of_a_call_is_raised(actors: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "2.fail").touch()
+    crew = Crew(actors)
+    with pytest.raises(ValueError, match="no square of 2"):
+        squares(crew, tmp_path, 6)
+
+
+def test_a_worker_that_is_far_too_slow_holds_nobody_up(actors: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "2.stop").touch()
+    said: list[str] = []
+    crew = Crew(actors, say=said.append)
+    patience = Patience(twice=0.5)
+    assert squares(crew, tmp_path, 8, patience=patience) == [n**2 for n in range(8)]
+    (line,) = said
+    assert "has been squaring 2 for" in line
+    assert line.endswith("does it as well")
+    # The slow one is not asked again before it has answered.
+    assert len(set(crew._free)) == 2
+    os.kill(int((tmp_path / "2.pid").read_text()), signal.SIGCONT)
+    deadline = time.monotonic() + 20
+    while len(crew._free) < 3:
+        assert squares(crew, tmp_path, 8, patience=patience) == [n**2 for n in range(8)]
+        assert time.monotonic() < deadline
+    assert sorted(crew._free) == [0, 1, 2]
+
+
+def test_a_late_worker_that_dies_comes_back(actors: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "0.stop").touch()
+    crew = Crew(actors)
+    squares(crew, tmp_path, 4, patience=Patience(twice=0.3))
+    os.kill(int((tmp_path / "0.pid").read_text()), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while len(crew._free) < 3:
+        assert squares(crew, tmp_path, 6) == [n**2 for n in range(6)]
+        assert time.monotonic() < deadline
+
+
+def test_who_may_not_work_is_left_out(actors: list[Any], tmp_path: Path) -> None:
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(Doer)
+    own = [remote.remote() for _ in range(2)]
+    said: list[str] = []
+    answers = 0
+
+    def admit(number: int, _answer: Any) -> None:
+        nonlocal answers
+        answers += 1
+        if answers > 2:
+            raise InputError(f"worker {number} has other libraries")
+
+    crew = Crew(own, admit=admit, begin_away=True, say=said.append)
+    assert crew.gather(60) == 2
+    (tmp_path / "0.die").touch()
+    assert squares(crew, tmp_path, 300, attempts=2) == [n**2 for n in range(300)]
+    assert len(said) == 2
+    assert "is left out: worker" in said[1]
+    ray.kill(own[1])
+    ray.kill(own[0])
+
+
+def test_where_all_are_gone_the_work_ends(tmp_path: Path, actors: list[Any]) -> None:
+    remote: Any = ray.remote(num_cpus=0, resources={"elsewhere": 1}, max_restarts=-1)(Doer)
+    crew = Crew([remote.remote()], begin_away=True)
+    assert crew.gather(0.5) == 0
+    assert crew.present == []
+    with pytest.raises(RuntimeError, match="every worker is gone, and none came back within 1 s"):
+        squares(crew, tmp_path, 1, patience=Patience(alone=1))
+
+
+def test_a_refusal_at_the_start_is_an_error(actors: list[Any]) -> None:
+    def admit(_number: int, _answer: Any) -> None:
+        raise InputError("worker must have the same libraries")
+
+    with pytest.raises(InputError, match="same libraries"):
+        Crew(actors, admit=admit, begin_away=True).gather(30)

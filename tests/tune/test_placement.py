@@ -1,0 +1,195 @@
+"""What runs where: on made-up GPUs, with workers that only say where they are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from apgd import InputError
+from apgd.files import write_json
+from tests.tune.stub_worker import GIB, StubWorker
+from tune import cluster as clusters
+from tune import placement, workers
+from tune.cluster import Cluster, plan, scorers_per_gpu
+from tune.placement import Placement
+from tune.workers import Introduction, Job, WorkerPool, check_introduction, own_code, own_libraries
+
+
+@pytest.fixture(scope="module")
+def two_gpus() -> Iterator[None]:
+    with clusters._on_loopback():
+        ray.init(
+            address="local", num_cpus=8, num_gpus=2, include_dashboard=False,
+            log_to_driver=False, object_store_memory=80 * 2**20,
+        )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("APGD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(workers, "RemoteWorker", StubWorker)
+    monkeypatch.setattr(placement, "_free_gpu_bytes", lambda gpus: [20 * GIB] * gpus)
+    write_json(tmp_path / "run" / "experiment.json", {"identity": {}, "run_id": "one"})
+    told = {"machine": "here", "code": own_code(), "libraries": own_libraries(), "run_id": "one"}
+    write_json(tmp_path / "run" / "introduction.json", told)
+    return tmp_path / "run"
+
+
+def placed(pool: WorkerPool, count: int) -> list[tuple[tuple[str, ...], int]]:
+    found = pool.run([Job("where", ()) for _ in range(count)])
+    return sorted((tuple(gpus), threads) for gpus, threads in found)
+
+
+def test_each_kind_of_work_has_its_place(two_gpus: None, run_dir: Path) -> None:
+    said: list[str] = []
+    cluster = plan(nodes=1, cpus=6, gpus=2, joined=False, most_workers=8)
+    place = Placement(cluster, said.append, run_dir, 9 * GIB, scored=("suite", "ties"))
+    with place.preparing() as pool:
+        assert placed(pool, 6) == [((), 1)] * 6
+    with place.training() as pool:
+        assert placed(pool, 2) == [(("0",), 3), (("1",), 3)]
+    assert [worker.device for worker in place.met] == ["RTX", "RTX"]
+    with place.scoring() as pool:  # two of 9 GiB fit into 20
+        assert placed(pool, 4) == [(("0",), 1)] * 2 + [(("1",), 1)] * 2
+    assert said == [
+        "2 workers share a GPU for merges and scores: 9.0 GiB each (calculated) of 20.0 GiB"
+    ]
+    # What was measured then, 1.15 x 4 GiB and what CUDA takes, counts the next time.
+    again = Placement(cluster, said.append, run_dir, 9 * GIB, scored=("suite", "ties"))
+    with again.training() as pool:
+        placed(pool, 2)
+    with again.scoring() as pool:
+        assert len(pool.start()) == 6
+    assert said[1] == (
+        "3 workers share a GPU for merges and scores: 5.2 GiB each (measured) of 20.0 GiB"
+    )
+    other = Placement(cluster, said.append, run_dir, 21 * GIB, scored=("suite", "wudi"))
+    with other.scoring() as pool, pytest.raises(InputError, match=r"needs about 21\.0 GiB"):
+        pool.start()
+
+
+def test_nothing_is_started_for_nothing(run_dir: Path) -> None:
+    cluster = plan(nodes=1, cpus=8, gpus=2, joined=False, most_workers=8)
+    place = Placement(cluster, print, run_dir, GIB)
+    with place.training() as pool:  # Ray is not even there
+        assert pool.run([]) == []
+    assert place.met == []
+
+
+def test_without_gpus_the_same_workers_do_everything(two_gpus: None, run_dir: Path) -> None:
+    cluster = plan(nodes=1, cpus=2, gpus=0, joined=False, most_workers=8)
+    place = Placement(cluster, print, run_dir, GIB)
+    with place.preparing() as first:
+        assert placed(first, 2) == [((), 1), ((), 1)]
+    with place.training() as second, place.scoring() as third:
+        assert first is second is third
+    first.close()
+
+
+def test_a_training_that_hangs_is_begun_again(two_gpus: None, run_dir: Path) -> None:
+    said: list[str] = []
+    cluster = Cluster(
+        nodes=1, cpus=2, gpus=0, joined=False, workers=2, threads_per_worker=1
+    )  # fmt: skip
+    pool = WorkerPool(cluster, said.append, run_dir, stall_seconds=1.5)
+    seen: list[int] = []
+    found = pool.run(
+        [Job("train", (run_dir,), "training signs", trains=True)],
+        on_progress=lambda progress: seen.extend(step for step, _total in progress.values()),
+    )
+    pool.close()
+    assert found == [5]
+    (line,) = said
+    assert "has made no step for" in line
+    assert "while training signs; it is ended, and another one begins again" in line
+    assert max(seen) >= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run_id": None}, "must be on storage that all machines share, but b does not see /x"),
+        ({"code": "abc"}, "must run the same code, but b has abc and the driver"),
+        ({"libraries": (("torch", "0.1"),)}, "same libraries, but b has python None and the"),
+        ({"free_bytes": GIB}, r"needs about 2\.0 GiB of GPU memory, but RTX of b has 1\.0 GiB"),
+    ],
+)
+def test_a_worker_that_cannot_do_its_work_is_refused(change: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {
+        "machine": "b", "device": "RTX", "free_bytes": 3 * GIB, "code": own_code(),
+        "libraries": own_libraries(), "run_id": "one",
+    }  # fmt: skip
+    check_introduction(Introduction(**good), Path("/x"), "one", 2 * GIB)
+    with pytest.raises(InputError, match=message):
+        check_introduction(Introduction(**good | change), Path("/x"), "one", 2 * GIB)
+
+
+def test_as_many_share_a_gpu_as_fit() -> None:
+    assert scorers_per_gpu(24 * GIB, 5 * GIB, 8) == 4
+    assert scorers_per_gpu(24 * GIB, 10 * GIB, 8) == 2
+    assert scorers_per_gpu(24 * GIB, 10 * GIB, 1) == 1
+    assert scorers_per_gpu(4 * GIB, 10 * GIB, 8) == 1
+    assert plan(1, 8, 2, False, 8).worker_resources == {"num_gpus": 1, "num_cpus": 0}
+    third = Cluster(1, 8, 2, False, 6, 1, per_gpu=3).worker_resources
+    assert 3 * third["num_gpus"] <= 1
+
+
+class Growing:
+    """A cluster whose autoscaler brings a GPU at every second look, up to some number."""
+
+    def __init__(self, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks, self.asked = 0, []
+        monkeypatch.setattr(clusters, "request_resources", self.request)
+        monkeypatch.setattr(clusters, "_resources", self.look)
+        self._most = most
+
+    def request(self, bundles: list[dict[str, int]]) -> None:
+        self.asked.append(bundles)
+
+    def look(self) -> dict[str, float]:
+        self.looks += 1
+        return {"CPU": 4, "GPU": min(self._most, self.looks // 2)}
+
+
+def test_wanted_gpus_are_asked_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    growing = Growing(3, monkeypatch)
+    clusters._wait_for_gpus(3, said.append, seconds=5, poll_seconds=0)
+    assert growing.asked == [[{"GPU": 1}] * 3]
+    assert said == [f"waiting for 3 GPUs; {n} are there" for n in range(3)]
+
+
+def test_fewer_gpus_are_made_do_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    Growing(2, monkeypatch)
+    clusters._wait_for_gpus(8, said.append, seconds=0.05, poll_seconds=0.01)
+    assert said[-1] == "going on with 2 of 8 GPUs: no more came"
+
+
+def test_no_gpu_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    Growing(0, monkeypatch)
+    with pytest.raises(InputError, match="--gpus 8 were asked for, but no GPU has joined"):
+        clusters._wait_for_gpus(8, print, seconds=0.05, poll_seconds=0.01)
+
+
+def test_a_lack_of_gpu_memory_is_met_by_letting_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "assigned_device", lambda: "cpu")
+    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    worker, failures = workers.Worker(threads=1), [2]
+
+    def act() -> str:
+        if failures[0]:
+            failures[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+        return "done"
+
+    with pytest.raises(RuntimeError, match=r"--scorers-per-gpu 1 .*Tried to allocate 2 GiB\)$"):
+        worker._with_room(act)
+    failures[0], worker._evaluator = 1, object()  # type: ignore[assignment]
+    assert worker._with_room(act) == "done"
+    assert worker._evaluator is None

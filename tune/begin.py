@@ -1,0 +1,116 @@
+"""What every experiment begins with: its folder held, machines joined, experts made."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from apgd.suites import Suite
+from tune.cluster import Cluster, ray_session
+from tune.evaluators import Workload
+from tune.experiment import Experiment, exclusive
+from tune.experts import (
+    DataHashes,
+    Experts,
+    collect_statistics,
+    prepare_data,
+    record_experts,
+    train_experts,
+)
+from tune.objectives import Objective
+from tune.placement import Placement, place
+from tune.progress import Display
+from tune.records import RecordStore
+from tune.stages import make_workload
+from tune.storage import open_storage
+from tune.tracking import Tracker, synchronise
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run under way."""
+
+    experiment: Experiment
+    suite: Suite
+    store: RecordStore
+    display: Display
+    cluster: Cluster
+    placement: Placement
+    tracker: Tracker
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is merged, and what merges are judged on."""
+
+    hashes: DataHashes
+    experts: Experts
+    expert_keys: list[str]
+    """Keys of their records."""
+    workload: Workload
+
+
+@contextmanager
+def begin(
+    experiment: Experiment, console: Console, *, title: str, shared_bytes: int
+) -> Iterator[Begun]:
+    """Hold the run folder, join or start Ray, and copy results to MLflow meanwhile.
+
+    Args:
+        experiment: already checked (`tune.experiment.check`).
+        console: where progress is shown.
+        title: the first line.
+        shared_bytes: what workers will share in the object store.
+
+    Raises:
+        InputError: where another process holds the folder, a database cannot be opened, or no
+            cluster answers.
+    """
+    suite, folder = experiment.full_suite, experiment.folder
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(experiment))
+        display = stack.enter_context(Display(console, folder / "run.log"))
+        display.say(title)
+        display.say(f"results go to {folder}")
+        open_storage(experiment)  # before work starts: a database that cannot be opened
+        cluster = stack.enter_context(
+            ray_session(
+                address=experiment.address,
+                cpus=experiment.cpus,
+                dashboard=experiment.dashboard,
+                most_workers=len(suite.tasks) * experiment.seeds,
+                shared_bytes=shared_bytes,
+                wanted_gpus=experiment.gpus,
+                say=display.say,
+            )
+        )
+        display.say(str(cluster))
+        tracker = stack.enter_context(Tracker(experiment, display.say))
+        placement = place(experiment, suite, cluster, display.say)
+        yield Begun(experiment, suite, RecordStore(folder), display, cluster, placement, tracker)
+
+
+def make_experts(run: Begun) -> Made:
+    """Prepare data, fine-tune what has no checkpoint yet, collect statistics."""
+    experiment, suite, display = run.experiment, run.suite, run.display
+    with run.placement.preparing() as pool:
+        hashes = prepare_data(
+            suite,
+            pool,
+            display,
+            corrupted=experiment.corruptions,
+            unseen_validation=Objective.UNSEEN in experiment.objectives,
+        )
+    with run.placement.training() as pool:
+        experts = train_experts(experiment, suite, hashes, pool, display)
+        keys = record_experts(experts, run.store)
+        statistics = collect_statistics(experiment, suite, hashes, experts, pool, display)
+    workload = make_workload(experiment, suite, hashes, experts, statistics)
+    return Made(hashes, experts, keys, workload)
+
+
+def send_rest(experiment: Experiment, console: Console) -> None:
+    """Do what `--sync` asks for, and say what was sent."""
+    with exclusive(experiment):
+        console.print(synchronise(experiment), markup=False, soft_wrap=True)
