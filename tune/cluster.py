@@ -92,13 +92,13 @@ def plan(nodes: int, cpus: int, gpus: int, joined: bool, most_workers: int) -> C
         cpus: CPUs that Ray may use, over all nodes.
         gpus: GPUs, over all nodes.
         joined: whether the cluster was there before us.
-        most_workers: more than so many could not be kept busy; with fewer workers than CPUs,
-            each gets several threads.
+        most_workers: where there is no GPU, more than so many could not be kept busy; with fewer
+            workers than CPUs, each gets several threads.
     """
     if cpus < 1:
         raise InputError(f"Ray must have at least one CPU to work with, but has {cpus}")
     if gpus:
-        workers = min(gpus, most_workers)
+        workers = gpus
         threads = max(1, min(8, cpus // gpus))
     else:
         workers = max(1, min(cpus, most_workers))

@@ -36,6 +36,9 @@ def place(experiment: Experiment, suite: Suite, cluster: Cluster, say: Say) -> "
         scoring_bytes(suite),
         scored=(suite.name, *sorted(experiment.methods)),
         share=experiment.scorers_per_gpu,
+        most_training=(len(suite.tasks) + 1) * experiment.seeds,
+        # Trials of every search at a time, and later a published and a tuned row of each method.
+        most_scoring=len(experiment.methods) * experiment.seeds * max(2, experiment.at_once),
     )
 
 
@@ -49,6 +52,8 @@ class Placement:
         scoring_bytes: GPU memory that scoring takes, calculated.
         scored: suite and methods, by which measured memory is remembered.
         share: workers that share a GPU while merges are scored; as many as fit, where None.
+        most_training: more workers than that would have nothing to fine-tune.
+        most_scoring: more than that would have nothing to score.
     """
 
     def __init__(
@@ -60,9 +65,12 @@ class Placement:
         *,
         scored: Sequence[str] = (),
         share: int | None = None,
+        most_training: int = 10_000,
+        most_scoring: int = 10_000,
     ) -> None:
         self._cluster, self._say, self._run_dir = cluster, say, run_dir
         self._calculated, self._scored, self._share = scoring_bytes, list(scored), share
+        self._most_training, self._most_scoring = most_training, most_scoring
         self._everything: WorkerPool | None = None
         self.met: list[Introduction] = []
         """The workers that were started last."""
@@ -85,7 +93,8 @@ class Placement:
     @contextmanager
     def training(self) -> Iterator[WorkerPool]:
         """Workers that fine-tune: one on each GPU."""
-        with self._pool(self._cluster, 0) as pool:
+        workers = min(self._cluster.workers, self._most_training)
+        with self._pool(replace(self._cluster, workers=workers), 0) as pool:
             yield pool
 
     @contextmanager
@@ -107,7 +116,7 @@ class Placement:
             )
         shared = replace(
             self._cluster,
-            workers=self._cluster.workers * share,
+            workers=min(self._cluster.workers * share, self._most_scoring),
             per_gpu=share,
             threads_per_worker=max(1, self._cluster.threads_per_worker // share),
         )

@@ -68,6 +68,13 @@ def test_each_kind_of_work_has_its_place(two_gpus: None, run_dir: Path) -> None:
     assert said[1] == (
         "3 workers share a GPU for merges and scores: 5.2 GiB each (measured) of 20.0 GiB"
     )
+    few = Placement(
+        cluster, said.append, run_dir, 9 * GIB, share=2, most_training=1, most_scoring=3
+    )
+    with few.training() as pool:
+        assert placed(pool, 1) == [(("0",), 3)]
+    with few.scoring() as pool:
+        assert len(pool.start()) == 3
     other = Placement(cluster, said.append, run_dir, 21 * GIB, scored=("suite", "wudi"))
     with other.scoring() as pool, pytest.raises(InputError, match=r"needs about 21\.0 GiB"):
         pool.start()
