@@ -2,6 +2,7 @@
 
 uv run experiments/benchmark_search.py                   all of it, about 15 minutes
 uv run experiments/benchmark_search.py --smoke           the same with tiny counts
+uv run experiments/benchmark_search.py --only load       what a search asks of its driver
 
 In one run, on the same cores and experts of mini_vision: a naive loop with Ray Tune (naive_search),
 then the search as it is used, and with everything judged that it would leave out. Then the search
@@ -14,6 +15,7 @@ import tune  # isort: skip  # noqa: F401 - sets what Ray reads when it is import
 import argparse
 import os
 import time
+from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +35,7 @@ from apgd.files import write_json
 from apgd.machine import name_of
 from apgd.suites import Suite
 from experiments.naive_search import ENGINES, Given, run_naively
+from experiments.search_load import made_up_rungs, measure_load
 from experiments.search_rates import (
     Counts,
     CpuMeter,
@@ -135,7 +138,7 @@ class TimedSampling(Sampling):
         super().__init__(study, name, storage)
         self._warm_up, self._seconds = warm_up, seconds
         self.reported: list[tuple[float, int, int]] = []
-        """When, which trial, which of its rungs."""
+        """When, which trial, which of its rungs, of the trials that have ended; in that order."""
         self._ended: list[float] = []
 
     @property
@@ -165,15 +168,13 @@ class TimedSampling(Sampling):
             self.study = replace(self.study, trials=self.suggested)
         return super().suggest()
 
-    def goes_on(self, number: int, values: Sequence[float]) -> bool:
-        """See `Sampling`."""
-        self.reported.append((time.perf_counter(), number, len(values) - 1))
-        return not self._over and super().goes_on(number, values)
-
     def finish(self, number: int, outcome: Outcome, notes: Mapping[str, Any]) -> None:
         """See `Sampling`."""
         super().finish(number, outcome, notes)
-        self._ended.append(time.perf_counter())
+        now, since = time.perf_counter(), time.time()
+        for rung, at in enumerate(outcome.times):
+            insort(self.reported, (now - (since - at), number, rung))
+        self._ended.append(now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +250,12 @@ def main() -> None:
         if options.run_dir is not None and folder.exists() and any(folder.iterdir()):
             raise InputError(f"--run-dir must be new or empty, but {folder} is not")
         display = stack.enter_context(Display(console))
-        report = _measure_all(options, folder, display)
-    _print(report, console)
+        if options.only == "load":
+            report = {"load": _loads(options, folder)}
+            _print_load(report["load"], console)
+        else:
+            report = _measure_all(options, folder, display)
+            _print(report, console)
     if options.out is not None:
         write_json(options.out, report)
 
@@ -273,6 +278,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--without", nargs="*", default=[], choices=[_IN_FULL_LABEL, _ALONE_LABEL],
                         help="searches to leave out")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="compile the search's forward pass")
+    parser.add_argument("--only", choices=["load"],
+                        help="measure only what a search asks of its driver, with workers that "
+                        "answer at once")  # fmt: skip
+    parser.add_argument("--load-trials", type=int, nargs="*", default=[300, 1000, 3000, 10_000],
+                        help="trials of searches for --only load (300 to 10000)")  # fmt: skip
+    parser.add_argument("--load-studies", type=int, nargs="*", default=[1, 20],
+                        help="into how many studies each is divided (1 20)")  # fmt: skip
     parser.add_argument("--experts-dir", type=Path, default=Path("runs/experts"))
     parser.add_argument("--run-dir", type=Path, help="new folder; temporary if not given")
     parser.add_argument("--smoke", action="store_true", help="tiny: figures without meaning")
@@ -315,6 +327,39 @@ def _measure_all(options: argparse.Namespace, folder: Path, display: Display) ->
         "searches": [measured.as_json() for measured in searches.values()],
         "nodes": {str(count): measured.as_json() for count, measured in nodes.items()},
     }  # fmt: skip
+
+
+def _loads(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for trials in options.load_trials[:1] if options.smoke else options.load_trials:
+        for studies in options.load_studies:
+            with ray_session(address="local", cpus=options.cpus):
+                remote: Any = ray.remote(num_cpus=1)(SleepingWorker)
+                recorded = ray.put(made_up_rungs())
+
+                def start(remote: Any = remote, recorded: Any = recorded) -> list[Any]:
+                    return [remote.remote(recorded) for _ in range(options.cpus)]
+
+                place = folder / f"load-{trials}-{studies}"
+                found.append(measure_load(trials, studies, place, start, _GROUPS))
+    return found
+
+
+def _print_load(loads: Sequence[Mapping[str, Any]], console: Console) -> None:
+    parts = ("sampling", "storage", "records", "tune")
+    table = Table("trials", "studies", "driver", *parts, "Tune's processes", "wall",
+                  "MLflow, a record", "transactions", box=None)  # fmt: skip
+    for load in loads:
+        table.add_row(
+            str(load["trials"]), str(load["studies"]), f"{load['driver']:.1f} ms",
+            *(f"{load['parts'][part]:.2f}" for part in parts), f"{load['processes']:.1f}",
+            f"{load['wall']:.1f}", f"{load['tracking']:.0f}", str(load["transactions"]),
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        "Milliseconds of every trial: the driver's processor time and its parts, that of Tune's\n"
+        "processes, the clock's, and what sending a record to MLflow takes.", highlight=False,
+    )  # fmt: skip
 
 
 def _prepared(options: argparse.Namespace, folder: Path, display: Display) -> Setting:
@@ -448,7 +493,7 @@ def _measured(
     shared = Shared(studies=(study,), keys=(key,), workload=workload, bases=dict(bases))
     scratch = experiment.folder / "tune"
     with setting.display.stage(label, min(study.trials, 1000)) as stage:
-        run_searches([sampling], shared, handles, scratch, on_finish)
+        run_searches([sampling], shared, handles, scratch, on_finish, setting.display.say)
     for number in range(sampling.suggested):
         trial = Trial(study, key, number, tuple(sampling.params(number).items()))
         done.append(rungs_done(trial, workload.run_dir))

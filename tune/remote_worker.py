@@ -29,6 +29,7 @@ class RemoteWorker:
         self.worker = Worker(threads)
 
     introduce = _passed_on("introduce")
+    identify = _passed_on("identify")
     prepare = _passed_on("prepare")
     prepare_corrupted = _passed_on("prepare_corrupted")
     train = _passed_on("train")

@@ -5,6 +5,7 @@ settings are judged: at its first rung all values of the late parameters, each o
 the validation data; then fewer and fewer of them, further on in the run, on more data.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -163,21 +164,19 @@ def _distinct(settings: Sequence[Setting]) -> list[Setting]:
     return found
 
 
-def goes_on(value: float, others: Sequence[float], reduction: int) -> bool:
-    """Whether a trial goes on after a rung: asynchronous successive halving's rule.
+def bar(others: Sequence[float], reduction: int) -> float:
+    """What a trial's value must reach to go on: asynchronous successive halving's rule.
 
-    It does where its value reaches the best 1 / `reduction` of the others', and where there are
-    fewer than `reduction` of them.
+    That is the best 1 / `reduction` of the others'; where there are fewer than `reduction` of them,
+    every trial goes on.
 
     Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020,
     section 3.2.
 
     Args:
-        value: the trial's best value at the rung.
-        others: other trials' at the same rung, stopped ones' too.
+        others: other trials' best values at the same rung, stopped ones' too, ascending.
         reduction: η there.
     """
     if reduction == 1 or len(others) < reduction:
-        return True
-    ranked = sorted(others, reverse=True)
-    return value >= ranked[len(ranked) // reduction - 1]
+        return -math.inf
+    return others[-(len(others) // reduction)]

@@ -4,15 +4,17 @@ A suggestion is a function of its number and of the results of earlier trials: i
 last few before it (`Study.at_once`), whoever is faster, and its sampler has a seed of its own. So
 neither the number of workers nor an interruption changes what is suggested.
 
-Samplers see a copy of the study in memory. The study in the storage gets each trial in one go when
-it has finished, in the order of the numbers; nothing else is ever written there, so that a process
-that is killed leaves no trial half written or running.
+Samplers see a copy of the study in memory (tune.seen). The study in the storage gets trials when
+they have finished, in the order of the numbers, several in one transaction; nothing else is ever
+written there, so that a process that is killed leaves no trial half written or running. Those that
+it had not written yet are suggested again, and their rungs are on disk.
 """
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from bisect import insort
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -22,7 +24,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune.rungs import goes_on
+from tune.rungs import bar
+from tune.seen import Seen
+from tune.storage import add_trials
 from tune.studies import Params, Sampler, Study
 
 _STARTUP_TRIALS = 8
@@ -40,6 +44,8 @@ class Outcome:
     """Whether the last of them is its last; otherwise it was stopped, or failed."""
     error: str | None = None
     """Why it failed, in a sentence."""
+    times: tuple[float, ...] = field(default=(), compare=False)
+    """When its rungs were done, in seconds of Unix time; nothing depends on it."""
 
     @property
     def state(self) -> TrialState:
@@ -70,15 +76,21 @@ class Sampling:
             for declared, low, high in study.space
         }
         self._grid = _grid(study) if study.sampler is Sampler.GRID else []
-        self._memory = optuna.create_study(directions=directions, sampler=_random(0))
+        self._seen = Seen(self._distributions, len(study.objectives))
         self._kept = optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True
         )
         self._kept.set_metric_names(list(study.objectives))
         self._params: list[Params] = []
-        self._trials: list[optuna.Trial] = []
         self._outcomes: dict[int, Outcome] = {}
         self._notes: dict[int, dict[str, Any]] = {}
+        self._unwritten: dict[int, FrozenTrial] = {}
+        self._bars: dict[int, tuple[float, ...]] = {}
+        self._firsts: list[list[float]] = [[] for _ in range(len(study.rungs))]
+        """By rung the first objectives of all trials whose outcome samplers know, ascending."""
+        self._gains = [0.0] * len(study.rungs)
+        """By rung what the complete of them have gained after it, in sum."""
+        self._complete = 0
         self._known = 0  # of how many trials samplers know the outcome
         for trial in self._kept.get_trials(deepcopy=False):
             self._suggest_again(trial)
@@ -86,7 +98,7 @@ class Sampling:
         """Trials whose outcome the storage has: the first so many."""
 
     def _suggest_again(self, trial: FrozenTrial) -> None:
-        self._add(dict(trial.params))
+        self._begin(dict(trial.params))
         rungs = trial.user_attrs["rungs"]
         self._outcomes[trial.number] = Outcome(
             rungs=tuple(tuple(values) for values in rungs),
@@ -127,40 +139,40 @@ class Sampling:
                 return None
             self._tell(self._known)
             self._known += 1
+        self._bars[number] = self._bars_now(number)
         if number == 0:
             published = self.study.published.as_dict()
-            self._add({name: published[name] for name in self._distributions})
+            self._begin({name: published[name] for name in self._distributions})
         elif self.study.sampler is Sampler.GRID:
-            self._add(self._grid[number - 1])
+            self._begin(self._grid[number - 1])
         else:
-            self._memory.sampler = _sampler(self.study, number)
-            self._trials.append(self._memory.ask(self._distributions))
-            self._params.append(dict(self._trials[-1].params))
+            self._params.append(
+                self._seen.suggest(_sampler(self.study, number, self._distributions))
+            )
         return number, self._params[number]
 
-    def _add(self, params: Params) -> None:
+    def _begin(self, params: Params) -> None:
         """Let samplers see a trial under way that they did not suggest just now."""
-        self._memory.sampler = _random(0)
-        self._memory.enqueue_trial(params)
-        self._trials.append(self._memory.ask(self._distributions))
+        self._seen.begin(params)
         self._params.append(params)
 
-    def goes_on(self, number: int, values: Sequence[float]) -> bool:
-        """Whether a trial goes on after a rung, by the trials that its suggestion knew.
+    def _bars_now(self, number: int) -> tuple[float, ...]:
+        if number == 0 or not self.study.stops:  # the published settings are judged on everything
+            return (-math.inf,) * (len(self.study.rungs) - 1)
+        return tuple(bar(firsts, self.study.rungs.reduction) for firsts in self._firsts[:-1])
+
+    def bars(self, number: int) -> tuple[float, ...]:
+        """What a trial's first objective must reach after each rung but the last to go on.
+
+        It is known when the trial is suggested, and depends on the trials that this knew.
 
         Args:
-            number: the trial's.
-            values: its first objective at the rungs so far.
+            number: the trial's, which was suggested by this object.
         """
-        if number == 0 or not self.study.stops:
-            return True  # the published settings are judged on everything
-        rung = len(values) - 1
-        known = (self._outcomes[i] for i in range(max(0, number - self.study.at_once + 1)))
-        others = [o.rungs[rung][0] for o in known if o.error is None and len(o.rungs) > rung]
-        return goes_on(values[rung], others, self.study.rungs.reduction)
+        return self._bars[number]
 
     def finish(self, number: int, outcome: Outcome, notes: Mapping[str, Any]) -> None:
-        """Note what became of a trial; the storage gets it once the earlier ones have finished.
+        """Note what became of a trial.
 
         Args:
             number: the trial's.
@@ -169,44 +181,56 @@ class Sampling:
         """
         self._outcomes[number] = outcome
         self._notes[number] = dict(notes)
-        while self.written in self._outcomes:
-            self._write(self.written)
-            self.written += 1
+        self._unwritten[number] = self._frozen(number)
 
-    def _write(self, number: int) -> None:
+    def write(self) -> None:
+        """Give the storage what became of trials, up to the first that is still under way."""
+        new: list[FrozenTrial] = []
+        while self.written + len(new) in self._unwritten:
+            new.append(self._unwritten[self.written + len(new)])
+        if new:
+            add_trials(self._kept, self.written, new)
+            for number in range(self.written, self.written + len(new)):
+                del self._unwritten[number]
+            self.written += len(new)
+
+    def _frozen(self, number: int) -> FrozenTrial:
         outcome = self._outcomes[number]
         notes: dict[str, Any] = {"rungs": outcome.rungs, **self._notes[number]}
         if outcome.error is not None:
             notes["error"] = outcome.error
         single = len(self.study.objectives) == 1
-        self._kept.add_trial(
-            create_trial(
-                state=outcome.state,
-                values=outcome.rungs[-1] if outcome.state is TrialState.COMPLETE else None,
-                params=self._params[number],
-                distributions=self._distributions,
-                intermediate_values=_intermediate(outcome) if single else {},
-                user_attrs=notes,
-            )
+        return create_trial(
+            state=outcome.state,
+            values=outcome.rungs[-1] if outcome.state is TrialState.COMPLETE else None,
+            params=self._params[number],
+            distributions=self._distributions,
+            intermediate_values=_intermediate(outcome) if single else {},
+            user_attrs=notes,
         )
 
     def _tell(self, number: int) -> None:
-        outcome, trial = self._outcomes[number], self._trials[number]
-        if outcome.state is TrialState.PRUNED:
+        outcome = self._outcomes[number]
+        if outcome.error is not None:
+            self._seen.tell(number, None)
+            return
+        if outcome.complete:
+            self._seen.tell(number, outcome.rungs[-1])
+            self._complete += 1
+            for rung, values in enumerate(outcome.rungs):
+                self._gains[rung] += outcome.rungs[-1][0] - values[0]
+        else:
             # Optuna takes any stopped trial for worse than all complete ones, which with few trials
             # misleads it: of the complete ones many are bad that nobody could be compared with yet.
-            self._memory.tell(trial, self._expected(number))
-        elif outcome.state is TrialState.COMPLETE:
-            self._memory.tell(trial, list(outcome.rungs[-1]))
-        else:
-            self._memory.tell(trial, state=outcome.state)
+            self._seen.tell(number, [self._expected(outcome)])
+        for firsts, values in zip(self._firsts, outcome.rungs, strict=False):
+            insort(firsts, values[0])
 
-    def _expected(self, number: int) -> float:
+    def _expected(self, outcome: Outcome) -> float:
         """What a stopped trial would have come to, had it gained what others did on average."""
-        reached = self._outcomes[number].rungs
-        known = [self._outcomes[i] for i in range(self._known)]
-        gains = [o.rungs[-1][0] - o.rungs[len(reached) - 1][0] for o in known if o.complete]
-        return reached[-1][0] + (sum(gains) / len(gains) if gains else 0.0)
+        rung = len(outcome.rungs) - 1
+        gain = self._gains[rung] / self._complete if self._complete else 0.0
+        return outcome.rungs[rung][0] + gain
 
 
 def _intermediate(outcome: Outcome) -> dict[int, float]:
@@ -223,12 +247,24 @@ def _random(seed: int) -> optuna.samplers.RandomSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
+class _Tpe(optuna.samplers.TPESampler):
+    """Knows that all trials of a study have the same parameters, for which it would look."""
+
+    space: Mapping[str, BaseDistribution] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Any:  # noqa: ARG002
+        """All parameters."""
+        return self.space
+
+
+def _sampler(
+    study: Study, number: int, space: Mapping[str, BaseDistribution]
+) -> optuna.samplers.BaseSampler:
     """The sampler of one suggestion, with the arguments pinned that have changed over time."""
     seed = int(np.random.SeedSequence([study.suggesting_seed, number]).generate_state(1)[0])
     if study.sampler is Sampler.RANDOM:
         return _random(seed)
-    return optuna.samplers.TPESampler(
+    sampler = _Tpe(
         seed=seed,
         n_startup_trials=_STARTUP_TRIALS,
         n_ei_candidates=_CANDIDATES,
@@ -236,6 +272,8 @@ def _sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
         group=False,
         constant_liar=True,
     )
+    sampler.space = {name: known for name, known in space.items() if not known.single()}
+    return sampler
 
 
 def most_trials(study: Study) -> float:

@@ -1,13 +1,16 @@
 """The search: Ray Tune around the merge.
 
 Only this module and tune.trial know Tune; what is suggested is Optuna's (tune.sampling). One call
-of Tune runs all studies of a run. Its trials wait for workers, which own the CPUs or GPUs and live
-as long as the run; Tune asks for the next trial, says when one is stopped, and begins again what a
-dying worker left.
+of Tune runs all studies of a run. Its trials are processes that have workers judge merges
+(tune.judges); workers own the CPUs or GPUs. Each process goes on to the studies' next trials as
+earlier ones end; Tune starts them, brings their results, and begins again those that die.
 """
 
+import math
 import os
 import shutil
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,140 +20,217 @@ from ray import tune as ray_tune
 from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from tune import interrupts
+from tune.judges import Ended, Loss, News, Order, Place, Stuck
 from tune.sampling import Outcome, Sampling
 from tune.trial import MergeTrial
 from tune.workers import Shared
 
 _TRIALS_PER_WORKER = 2
-_RETRIES = 2  # where a trial's process or its worker dies
+_WORKERS_PER_PROCESS = 8
+_RETRIES = 50  # of a process of Tune's, which may be as old as the search
+_QUIET_SECONDS = 5.0
+_WRITE_SECONDS = 1.0
+_ALONE_SECONDS = 1800.0
+"""For so long all workers may be gone before a search ends, as when spot machines are taken."""
 
 Finished = Callable[[int, int, Outcome], Mapping[str, Any]]
 """Called with study, number and outcome of a trial; what the storage is to note of it."""
+Say = Callable[[str], None]
+"""Called with a sentence for whoever runs the search."""
 
 
 class Studies:
-    """The trials of several studies in turn.
+    """The trials of several studies in turn, and who judges them.
 
     Args:
         samplings: the studies.
         on_finish: see `Finished`.
-        slots: how many trials are under way at a time.
+        workers: how many judge; each has two trials, so that the next one is there when one ends.
+        processes: how many hand out trials to them.
+        say: called with a sentence where a worker or a process is lost.
     """
 
-    def __init__(self, samplings: Sequence[Sampling], on_finish: Finished, slots: int) -> None:
+    def __init__(
+        self,
+        samplings: Sequence[Sampling],
+        on_finish: Finished,
+        workers: int,
+        processes: int = 1,
+        say: Say = lambda _sentence: None,
+    ) -> None:
         self._samplings = samplings
         self._on_finish = on_finish
-        self._slots = slots
-        self._values: dict[tuple[int, int], list[tuple[float, ...]]] = {}
-        self._errors: dict[tuple[int, int], str] = {}
-        self._ended: set[tuple[int, int]] = set()
-        self._turn = self._count = 0
+        self._workers = workers
+        self._most = math.ceil(_TRIALS_PER_WORKER * workers / processes)
+        self._say = say
+        self._turn = 0
+        self._given: list[dict[Place, Order]] = [{} for _ in range(processes)]
+        self._worker_of: dict[Place, int] = {}
+        self._down = [frozenset(range(workers))] * processes  # as each of them sees it
+        self._machines: dict[int, str] = {}
+        self._refused: set[int] = set()
+        self._alone: float | None = None  # since when no worker lives
+        self._told_alone = False
+        self._written = time.monotonic()
         self.end: str | None = None
         """Why the whole search has to end."""
         self.fault: Exception | None = None
         """What went wrong here, and not in a trial."""
 
     @property
-    def all_suggested(self) -> bool:
-        """Whether no trial is left to begin."""
-        return all(s.suggested >= s.study.trials for s in self._samplings)
+    def finished(self) -> bool:
+        """Whether every trial has ended."""
+        return not self._worker_of and all(s.suggested >= s.study.trials for s in self._samplings)
 
-    def next(self) -> dict[str, Any] | None:
-        """The next trial's configuration; None where nothing can start now."""
+    def answer(self, process: int, news: News) -> list[Order]:
+        """Note what a process reports; what it is to do next."""
+        try:
+            return self._answer(process, news)
+        except Exception as fault:  # which Tune would take for the trial's
+            self.fault = fault
+            return []
+
+    def _answer(self, process: int, news: News) -> list[Order]:
+        self._note_workers(process, news)
+        given = self._given[process]
+        for ended in news.ended:
+            if ended.place in given:
+                del given[ended.place], self._worker_of[ended.place]
+                self._finish(ended)
+        held = news.holding
+        self._worker_of.update((place, held[place]) for place in given if place in held)
+        self.write()
+        # A process that was begun again knows nothing of what it had.
+        orders = [order for place, order in given.items() if place not in held]
+        while len(given) < self._most and self.end is None:
+            worker = self._freest(process)
+            order = None if worker is None else self._next(worker)
+            if order is None:
+                break
+            given[order.place] = order
+            self._worker_of[order.place] = order.worker
+            orders.append(order)
+        return orders
+
+    def _next(self, worker: int) -> Order | None:
+        """The next trial, for a worker; None where none can start now."""
         for offset in range(len(self._samplings)):
             index = (self._turn + offset) % len(self._samplings)
             found = self._samplings[index].suggest()
-            if found is None:
-                continue
-            number, params = found
-            self._turn = index + 1
-            self._count += 1
-            self._values[index, number] = []
-            return {
-                "study": index, "number": number, "params": params,
-                "rungs": len(self._samplings[index].study.rungs),
-                "slot": (self._count - 1) % self._slots,
-            }  # fmt: skip
+            if found is not None:
+                number, params = found
+                self._turn = index + 1
+                return Order(index, number, params, self._samplings[index].bars(number), worker)
         return None
 
-    def report(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-        """Note the result of a rung; whether the trial goes on."""
-        place = (config["study"], config["number"])
-        if place in self._ended:  # Tune tells the last rung of a stopped trial twice
-            return False
-        if result["done"]:
-            self._ended.add(place)
-        if "error" in result:
-            self._errors[place] = result["error"]
-            if result["ends_search"]:
-                self.end = result["error"]
-            return False
-        values = tuple(float(value) for value in result["values"])
-        rung = result["training_iteration"] - 1
-        # A trial that is begun again reports its rungs again.
-        self._values[place] = [*self._values[place][:rung], values]
-        firsts = [of_rung[0] for of_rung in self._values[place]]
-        goes_on: bool = self._samplings[place[0]].goes_on(place[1], firsts)
-        if not goes_on:
-            self._ended.add(place)
-        return goes_on
+    def _freest(self, process: int) -> int | None:
+        """The living worker with the fewest trials, where it has room for another."""
+        under_way, down = Counter(self._worker_of.values()), self._down[process]
+        living = [worker for worker in range(self._workers) if worker not in down]
+        freest = min(living, key=lambda worker: under_way[worker], default=None)
+        return None if freest is None or under_way[freest] >= _TRIALS_PER_WORKER else freest
 
-    def finish(self, config: Mapping[str, Any], error: str | None) -> None:
-        """Note that a trial is over; one that ended the whole search, or ended with it, is not."""
-        place = (config["study"], config["number"])
-        if self.end is not None or (error is None and place not in self._ended):
+    def _note_workers(self, process: int, news: News) -> None:
+        for loss in news.losses:
+            self._say(self._told(loss))
+        self._machines.update(news.met)
+        for worker, machine in news.refused.items():
+            if worker not in self._refused:
+                self._refused.add(worker)
+                self._say(
+                    f"worker {worker} on {machine} has other code or libraries than the driver, "
+                    f"and is left out; bring {machine} up to date with `ray up`"
+                )
+        if len(self._refused) == self._workers:
+            self.end = "workers that all have other code or libraries than the driver"
+        self._down[process] = frozenset(news.down)
+        if len(frozenset.intersection(*self._down)) < self._workers:
+            self._alone = None
             return
-        values = tuple(self._values.pop(place))
+        now = time.monotonic()
+        if self._alone is None:
+            self._alone, self._told_alone = now, False
+        elif now - self._alone > _ALONE_SECONDS and self.end is None:
+            self.end = (
+                f"a cluster without workers for {_ALONE_SECONDS / 60:.0f} minutes; the same "
+                f"command goes on when machines are there again"
+            )
+        elif now - self._alone > _QUIET_SECONDS and not self._told_alone:
+            self._told_alone = True
+            self._say("no worker is left; the search waits until one is back")
+
+    def _finish(self, ended: Ended) -> None:
+        """Note that a trial is over; one that ended the whole search, or ended with it, is not."""
+        if ended.ends_search:
+            self.end = f"an error that all trials meet: {ended.error}"
+        if self.end is not None:
+            return
+        index, number = ended.place
+        sampling = self._samplings[index]
         outcome = Outcome(
-            rungs=values,
-            complete=len(values) == config["rungs"],
-            error=self._errors.pop(place, error),
+            rungs=ended.values,
+            complete=len(ended.values) == len(sampling.study.rungs),
+            error=ended.error,
+            times=ended.times,
         )
-        try:
-            notes = self._on_finish(*place, outcome)
-            self._samplings[place[0]].finish(place[1], outcome, notes)
-        except Exception as fault:  # which Tune would take for the trial's
-            self.fault = fault
+        sampling.finish(number, outcome, self._on_finish(index, number, outcome))
+
+    def write(self, *, now: bool = False) -> None:
+        """Let the storage have what has finished, once a second or `now`.
+
+        What it does not have yet is not lost with this process: the rungs are on disk.
+        """
+        if now or time.monotonic() - self._written > _WRITE_SECONDS:
+            for sampling in self._samplings:
+                sampling.write()
+            self._written = time.monotonic()
+
+    def _told(self, loss: Loss) -> str:
+        trials = " and ".join(map(self._name, loss.places))
+        worker = self._name_worker(loss.worker)
+        if not loss.places:
+            return f"{worker} died; others have judged what it had"
+        others = " and ".join(map(self._name_worker, loss.taken_by))
+        if loss.seconds is not None:
+            return (
+                f"{worker} has been judging {trials} for {loss.seconds:.0f} s, far longer than "
+                f"others take; {others} judges it as well"
+            )
+        again = f"what it judged is judged again by {others}" if others else "others will judge it"
+        return f"{worker} died while judging {trials}; {again}"
+
+    def _name(self, place: Place) -> str:
+        return f"trial {place[1]} of {self._samplings[place[0]].study.name}"
+
+    def _name_worker(self, worker: int) -> str:
+        machine = self._machines.get(worker)
+        return f"worker {worker} on {machine}" if machine else f"worker {worker}"
+
+    def begun_again(self, process: int, reason: str) -> None:
+        """Note that a process died, which Tune begins again."""
+        count = len(self._given[process])
+        trials = f"{count} trial{'' if count == 1 else 's'}"
+        self._say(
+            f"a process of the search died ({reason}); it is begun again and goes on with "
+            f"{trials} from the rungs on disk"
+        )
+
+    def given_up(self, reason: str) -> None:
+        """Note that a process died more often than it may."""
+        self.end = f"a process of Tune's that died {_RETRIES + 1} times: {reason}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what it is given for a restore that this search never asks for."""
         return {}
 
 
-class _Suggestions(Searcher):
-    """Hands Tune the studies' trials."""
+class _Hands(FIFOScheduler):
+    """Hands the processes their trials.
 
-    def __init__(self, studies: Studies) -> None:
-        super().__init__()
-        self._studies = studies
-
-    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - Tune's interface
-        """The next trial's configuration."""
-        interrupts.check()
-        if self._studies.all_suggested:
-            return Searcher.FINISHED
-        return self._studies.next()
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Nothing: the callback knows more of the trial."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: a search resumes from the studies."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: a search resumes from the studies."""
-
-
-class _Halving(FIFOScheduler):
-    """Stops trials as the studies say.
-
-    Ray's own scheduler for asynchronous halving decides by what happens to have come in; here a
-    decision depends on nothing but earlier trials, so that a search can be repeated.
+    Ray's own scheduler for asynchronous halving decides by what happens to have come in; here which
+    trials are stopped depends on nothing but earlier trials, so that a search can be repeated.
     """
 
     def __init__(self, studies: Studies) -> None:
@@ -163,35 +243,29 @@ class _Halving(FIFOScheduler):
         trial: TuneTrial,
         result: dict[str, Any],
     ) -> str:
-        """Whether a trial goes on after a rung."""
-        goes_on = self._studies.report(trial.config, result)
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
-
-    def on_trial_complete(
-        self,
-        tune_controller: Any,  # noqa: ARG002 - Tune's interface
-        trial: TuneTrial,
-        result: dict[str, Any],
-    ) -> None:
-        """Note the last rung, of which Tune does not call `on_trial_result`."""
-        self._studies.report(trial.config, result)
+        """Whether a process is needed any longer."""
+        orders = self._studies.answer(trial.config["process"], result["news"])
+        if orders:
+            actor: Any = trial.temporary_state.ray_actor
+            actor.take.remote(orders)  # it gets this before it is asked for its next result
+        return TrialScheduler.STOP if self._studies.finished else TrialScheduler.CONTINUE
 
 
-class _Ends(ray_tune.Callback):
-    """Notes how trials end."""
+class _Deaths(ray_tune.Callback):
+    """Notes how processes die."""
 
     def __init__(self, studies: Studies) -> None:
         self._studies = studies
 
-    def on_trial_complete(
+    def on_trial_recover(
         self,
         iteration: int,  # noqa: ARG002 - Tune's interface
         trials: list[TuneTrial],  # noqa: ARG002
         trial: TuneTrial,
         **_info: Any,
     ) -> None:
-        """Called with a trial that came to its end or was stopped."""
-        self._studies.finish(trial.config, None)
+        """Called with a process that died and is begun again."""
+        self._studies.begun_again(trial.config["process"], _reason(trial))
 
     def on_trial_error(
         self,
@@ -200,9 +274,13 @@ class _Ends(ray_tune.Callback):
         trial: TuneTrial,
         **_info: Any,
     ) -> None:
-        """Called with a trial whose process died more often than it may."""
-        reason = (str(trial.get_error()).strip().splitlines() or ["see Ray's logs"])[-1]
-        self._studies.finish(trial.config, f"its process died: {reason}")
+        """Called with a process that died more often than it may."""
+        self._studies.given_up(_reason(trial))
+
+
+def _reason(trial: TuneTrial) -> str:
+    lines = str(trial.get_error() or "").strip().splitlines()
+    return lines[-1].strip() if lines else "see Ray's logs"
 
 
 class _Stopper(ray_tune.Stopper):
@@ -216,7 +294,8 @@ class _Stopper(ray_tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether all have to."""
+        """Whether all have to; Tune asks this at every turn."""
+        interrupts.check()
         return self._studies.end is not None or self._studies.fault is not None
 
 
@@ -226,6 +305,9 @@ def run_searches(
     workers: Sequence[ActorHandle[Any]],
     scratch: Path,
     on_finish: Finished,
+    say: Say = lambda _sentence: None,
+    identity: str | None = None,
+    stuck: Stuck | None = None,
 ) -> None:
     """Run what is left of the studies' trials.
 
@@ -236,41 +318,52 @@ def run_searches(
         scratch: folder for Tune's own state, which is removed at the end.
         on_finish: called with study, number and outcome as each trial ends; what the storage is to
             note of it.
+        say: called with a sentence where a worker or a process of Tune's is lost.
+        identity: what workers have to answer to `identify`, see `tune.judges.Judges`.
+        stuck: when a rung is given to a second worker; as `Stuck` has it, where None.
 
     Raises:
-        RuntimeError: where a trial met an error that every other one would meet too.
+        RuntimeError: where a trial met an error that every other one would meet too, or no worker
+            is left.
         Exception: what `on_finish` or a storage raised.
     """
     shutil.rmtree(scratch, ignore_errors=True)
-    slots = _TRIALS_PER_WORKER * len(workers)
-    # Tune drops a trial's process where no trial is waiting for it.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
-    studies = Studies(samplings, on_finish, slots)
+    processes = math.ceil(len(workers) / _WORKERS_PER_PROCESS)
+    # A search never resumes from what Tune writes down, but from the studies and rungs on disk.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
+    studies = Studies(samplings, on_finish, len(workers), processes, say)
     trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(MergeTrial, shared=ray.put(shared), workers=tuple(workers)),
-        # A trial only waits for a worker, which owns the CPUs or the GPU; this limits their number.
-        {"node:__internal_head__": int(10_000 / slots) / 10_000},
+        ray_tune.with_parameters(
+            MergeTrial,
+            shared=ray.put(shared),
+            workers=tuple(workers),
+            stuck=stuck or Stuck(),
+            identity=identity,
+        ),
+        # A process only waits for workers, which own the CPUs or GPUs; it lives beside the driver.
+        {"node:__internal_head__": int(10_000 / processes) / 10_000},
     )
     tuner = ray_tune.Tuner(
         trainable,
-        tune_config=ray_tune.TuneConfig(
-            search_alg=_Suggestions(studies),
-            scheduler=_Halving(studies),
-            num_samples=-1,
-            reuse_actors=True,
-        ),
+        param_space={"process": ray_tune.grid_search(list(range(processes)))},
+        tune_config=ray_tune.TuneConfig(scheduler=_Hands(studies)),
         run_config=ray_tune.RunConfig(
             name="search",
             storage_path=str(scratch.resolve()),
             verbose=0,
-            callbacks=[_Ends(studies)],
+            callbacks=[_Deaths(studies)],
             stop=_Stopper(studies),
             failure_config=ray_tune.FailureConfig(max_failures=_RETRIES),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        if studies.fault is None:
+            studies.write(now=True)
     if studies.fault is not None:
         raise studies.fault
     if studies.end is not None:
-        raise RuntimeError(f"the search was ended by an error that all trials meet: {studies.end}")
+        raise RuntimeError(f"the search was ended by {studies.end}")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The stage that searches every method's parameters."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,15 +16,18 @@ from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
+from tune.rungs import RungResult
 from tune.sampling import Outcome, Sampling, most_trials
 from tune.search import run_searches
 from tune.storage import open_storage
 from tune.studies import Study, best_trial, judged_in_full, searched
 from tune.trials import Trial, rungs_done
-from tune.workers import Job, Shared, WorkerPool
+from tune.workers import Job, Shared, WorkerPool, own_identity
 
 _STORE_SHARE = 0.5
 """Singular vectors are shared where they take no more of the object store than this."""
+_WAIT_SECONDS = 20.0
+"""Shared storage shows a file of another machine's no later than this."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +126,23 @@ def search_studies(
                 bases=shared_bases(studies, suite, workload, pool, display),
             )
             scratch = experiment.folder / "tune"
-            run_searches([samplings[i] for i in left], shared, pool.handles, scratch, on_finish)
+            run_searches(
+                [samplings[i] for i in left], shared, pool.handles, scratch, on_finish,
+                display.say, own_identity(),
+            )  # fmt: skip
     return [_searched(sampling, store, display) for sampling in samplings]
 
 
 def _say_who_idles(studies: Sequence[Study], workers: int, display: Display) -> None:
     at_once = sum(min(study.at_once, study.trials) for study in studies)
-    if at_once < 2 * workers:
+    wanted = -(-2 * workers // len(studies))
+    if at_once < 2 * workers and any(
+        study.at_once < min(wanted, study.trials) for study in studies
+    ):
         display.say(
-            f"{plural(workers, 'worker')} could have {2 * workers} trials under way, but "
-            f"{at_once} may be: some will wait (--at-once allows more)"
+            f"{plural(workers, 'worker')} could have {2 * workers} trials under way, but only "
+            f"{at_once} may be, so that some will wait; --at-once {wanted} keeps all of them busy "
+            f"(another search, as suggestions then know less)"
         )
 
 
@@ -155,7 +166,7 @@ def trial_record(trial: Trial, outcome: Outcome, workload: Workload) -> Record:
     Its parameters and scores are those of its best setting at the last rung that it reached.
     """
     study = trial.study
-    done = rungs_done(trial, workload.run_dir)[: len(outcome.rungs)]
+    done = _rungs_of(trial, outcome, workload)
     details: dict[str, Any] = {
         "number": trial.number,
         "reads": _sums(rung.reads for rung in done),
@@ -194,6 +205,23 @@ def trial_record(trial: Trial, outcome: Outcome, workload: Workload) -> Record:
         seconds=_sums(rung.seconds for rung in done),
         details=details,
     )
+
+
+def _rungs_of(trial: Trial, outcome: Outcome, workload: Workload) -> list[RungResult]:
+    """The rungs of an outcome, for which shared storage may keep this machine waiting a little.
+
+    Raises:
+        FileNotFoundError: where they do not come.
+    """
+    until = time.monotonic() + _WAIT_SECONDS
+    while len(done := rungs_done(trial, workload.run_dir)) < len(outcome.rungs):
+        if time.monotonic() > until:
+            raise FileNotFoundError(
+                f"{trial.path(workload.run_dir)} must hold {len(outcome.rungs)} rungs, but has "
+                f"{len(done)}; the run folder must lie on storage that all machines share"
+            )
+        time.sleep(_WAIT_SECONDS / 100)
+    return done[: len(outcome.rungs)]
 
 
 def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

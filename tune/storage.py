@@ -1,7 +1,17 @@
 """Where studies are kept, which optuna-dashboard opens."""
 
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import optuna
+from optuna.distributions import distribution_to_json
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
+from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from apgd.errors import InputError
 from tune.experiment import Experiment, without_credentials
@@ -27,3 +37,77 @@ def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
             f"--storage must be a database that Optuna can open, for example "
             f"sqlite:///studies.db, but got {without_credentials(url)!r}: {reason}"
         ) from error
+
+
+def add_trials(study: optuna.Study, first: int, trials: Sequence[FrozenTrial]) -> None:
+    """Add finished trials to a study, all of them in one transaction.
+
+    Optuna's own `add_trial` takes some forty statements and a transaction for each, 10 ms of work;
+    the rows here are the same. Nobody else may write to the study.
+
+    Args:
+        study: where to.
+        first: number of the first of them: how many the study has.
+        trials: the others follow on it.
+
+    Raises:
+        optuna.exceptions.StorageInternalError: where the database does not take them.
+    """
+    storage = getattr(study._storage, "_backend", study._storage)  # behind Optuna's cache
+    if not isinstance(storage, RDBStorage):
+        study.add_trials(trials)
+        return
+    try:
+        with Session(storage.engine) as session, session.begin():
+            rows = [
+                models.TrialModel(
+                    study_id=study._study_id,
+                    number=first + offset,
+                    state=trial.state,
+                    datetime_start=trial.datetime_start,
+                    datetime_complete=trial.datetime_complete,
+                )
+                for offset, trial in enumerate(trials)
+            ]
+            session.add_all(rows)
+            session.flush()  # which gives them their identifiers
+            for table, values in _rows([int(row.trial_id) for row in rows], trials).items():
+                if values:
+                    session.execute(insert(table), values)
+    except SQLAlchemyError as error:
+        raise optuna.exceptions.StorageInternalError(str(error)) from error
+
+
+def _rows(
+    identifiers: Sequence[int], trials: Sequence[FrozenTrial]
+) -> Mapping[type, list[dict[str, Any]]]:
+    """What trials have in tables beside their own."""
+    params, values, notes, intermediates = [], [], [], []
+    for own, trial in zip(identifiers, trials, strict=True):
+        for name, value in trial.params.items():
+            distribution = trial.distributions[name]
+            params.append({
+                "trial_id": own, "param_name": name,
+                "param_value": distribution.to_internal_repr(value),
+                "distribution_json": distribution_to_json(distribution),
+            })  # fmt: skip
+        for objective, value in enumerate(trial.values or ()):
+            stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+            values.append(
+                {"trial_id": own, "objective": objective, "value": stored, "value_type": kind}
+            )
+        for key, value in trial.user_attrs.items():
+            notes.append({"trial_id": own, "key": key, "value_json": json.dumps(value)})
+        for step, value in trial.intermediate_values.items():
+            model = models.TrialIntermediateValueModel
+            intermediate, its_kind = model.intermediate_value_to_stored_repr(value)
+            intermediates.append({
+                "trial_id": own, "step": step, "intermediate_value": intermediate,
+                "intermediate_value_type": its_kind,
+            })  # fmt: skip
+    return {
+        models.TrialParamModel: params,
+        models.TrialValueModel: values,
+        models.TrialUserAttributeModel: notes,
+        models.TrialIntermediateValueModel: intermediates,
+    }

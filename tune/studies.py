@@ -15,7 +15,14 @@ from tune.records import Record
 from tune.rungs import Rungs, Setting
 
 Params: TypeAlias = dict[str, Value]
-_CODE = ("tune.rungs", "tune.sampling", "tune.studies", "tune.objectives", "tune.trials")
+_CODE = (
+    "tune.rungs",
+    "tune.sampling",
+    "tune.seen",
+    "tune.studies",
+    "tune.objectives",
+    "tune.trials",
+)
 """What suggestions and stops depend on besides scores."""
 
 

@@ -3,60 +3,50 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
 
-ENDING = ("LeakError", "InputError")
-"""Errors that every other trial would meet too, so that the search ends with them."""
+from tune.judges import Judges, Order, Stuck
+
+_STEP_SECONDS = 1.0
+_IDLE_SECONDS = 0.1
 
 
 class MergeTrial(ray_tune.Trainable):
-    """Sends its parameters to a worker, rung by rung, and waits for the scores.
+    """Has merges judged by workers, several at a time, and reports them as they end.
 
-    Two of these share a worker: one has its next rung ready while the other is waiting for its
-    verdict.
+    To begin a trial costs Tune some 20 ms, to take a result of one that runs a tenth of that; so a
+    trial of Tune's goes on to the next trials of the studies, as Tune's `reuse_actors` has it for
+    processes. The driver hands them out with `take`, as its answer to a result.
     """
 
     def setup(
         self,
-        config: dict[str, Any],
+        config: dict[str, Any],  # noqa: ARG002 - Tune's interface
         shared: Any = None,
         workers: Sequence[ActorHandle[Any]] = (),
+        stuck: Stuck | None = None,
+        identity: str | None = None,
     ) -> None:
         """Keep what all trials have in common.
 
         Args:
-            config: study, number, slot, params and rungs of the trial.
+            config: not used.
             shared: reference to the studies and the workload, which only workers read.
             workers: the actors that score.
+            stuck: when a rung is given to a second worker.
+            identity: see `Judges`.
         """
-        self._shared = shared
-        self._worker = workers[config["slot"] % len(workers)]
-        self.reset_config(config)
+        self._judges = Judges(workers, shared, stuck or Stuck(), identity)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take on another trial, which saves starting a process for it."""
-        self._config = new_config
-        self._rung = 0
-        return True
+    def take(self, orders: Sequence[Order]) -> None:
+        """Begin with trials."""
+        self._judges.take(orders)
 
     def step(self) -> dict[str, Any]:
-        """Judge the next rung; what fails there is a result too."""
-        config, rung = self._config, self._rung
-        self._rung += 1
-        place = (config["study"], config["number"], config["params"])
-        try:
-            values = ray.get(self._worker.score_trial.remote(self._shared, *place, rung))
-        except ray.exceptions.RayTaskError as error:
-            kind = type(error.cause).__name__
-            reason = (str(error.cause).splitlines() or [""])[0]
-            return {
-                "error": f"{kind}: {reason}" if reason else kind,
-                "ends_search": kind in ENDING,
-                "done": True,
-            }
-        return {"values": values, "done": rung + 1 == config["rungs"]}
+        """Wait until a trial ends, or for a second; what fails in a trial is a result too."""
+        self._judges.wait(_IDLE_SECONDS if self._judges.idle else _STEP_SECONDS)
+        return {"news": self._judges.news()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """What a trial has done is on disk already, rung by rung."""

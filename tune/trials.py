@@ -67,7 +67,13 @@ def rungs_done(trial: Trial, run_dir: Path) -> list[RungResult]:
 
 
 def write_rungs(trial: Trial, run_dir: Path, done: Sequence[RungResult]) -> None:
-    """Put the rungs of a trial on disk, for `rungs_done`."""
+    """Put the rungs of a trial on disk, for `rungs_done`.
+
+    More of them that are there already are left: a worker that stood still for a while comes after
+    another one that has gone on in its place, with the same results.
+    """
+    if len(rungs_done(trial, run_dir)) > len(done):
+        return
     rungs = [asdict(result) for result in done]
     write_json(trial.path(run_dir), {"params": dict(trial.params), "rungs": rungs})
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from apgd import numerics
 from apgd.data import Split
 from apgd.errors import InputError
+from apgd.files import content_key
 from apgd.finetune import ExpertSpec, finetune
 from apgd.methods import Value
 from apgd.projective import task_bases
@@ -114,6 +115,11 @@ def own_libraries() -> tuple[tuple[str, str], ...]:
     return (("python", platform.python_version()), *library_versions(*_LIBRARIES))
 
 
+def own_identity() -> str:
+    """Hash of code and libraries, which is the same on all machines of a run."""
+    return content_key([own_code(), own_libraries()])
+
+
 class Worker:
     """What runs in a worker process."""
 
@@ -137,6 +143,10 @@ class Worker:
             libraries=own_libraries(),
             run_id=run_id(run_dir) if (run_dir / "experiment.json").exists() else None,
         )
+
+    def identify(self) -> tuple[str, str]:
+        """Its machine, and `own_identity`: all that a search asks of one that comes back."""
+        return platform.node(), own_identity()
 
     def prepare(self, suite: str, task: str, split: Split) -> str:
         """Make a split's examples ready on this machine; their hash."""

@@ -4,7 +4,9 @@ Only the model is a stand-in: its score on an example is the larger, the nearer 
 task's expert, and each example weighs the matrices in its own way.
 """
 
+import math
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from apgd.task_vectors import Delta, TaskVectors, two_dimensional
 from tune import searches, workers
 from tune.cluster import Cluster
 from tune.evaluators import Purpose, ScoreJob, Workload
+from tune.judges import Ended, News, Order
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.sampling import Sampling
@@ -165,7 +168,10 @@ class SmallWorker(Worker):
                 reader.examples("apples", Split.TEST)
             if (folder / f"{fault}.die").exists():
                 (folder / f"{fault}.die").unlink()
-                os.kill(os.getpid(), 9)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if (folder / f"{fault}.stop").exists():
+                (folder / f"{fault}.stop").rename(folder / f"{os.getpid()}.stopped")
+                os.kill(os.getpid(), signal.SIGSTOP)
         return super().score_trial(shared, study, number, params, rung)
 
 
@@ -201,35 +207,44 @@ class Here:
         return results
 
 
+def goes_on(sampling: Sampling, number: int, firsts: Sequence[float]) -> bool:
+    """Whether a trial goes on after these rungs."""
+    bars = (*sampling.bars(number), math.inf)
+    return firsts[-1] >= bars[len(firsts) - 1]
+
+
 def in_turn(
     samplings: Sequence[Sampling],
     shared: Shared,
     handles: Sequence[Any],
     _scratch: Path,
     on_finish: Finished,
+    *_more: object,
 ) -> None:
     """What Tune does, in this process: one trial after another."""
-    studies = Studies(samplings, on_finish, slots=1)
-    while not studies.all_suggested:
-        config = studies.next()
-        assert config is not None
-        for rung in range(config["rungs"]):
-            place = (config["study"], config["number"], config["params"])
-            result: dict[str, Any] = {"training_iteration": rung + 1}
-            try:
-                values = handles[0].score_trial(shared, *place, rung)
-                result |= {"values": values, "done": rung + 1 == config["rungs"]}
-            except (OSError, LeakError, RuntimeError) as error:
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                ends = isinstance(error, LeakError)
-                result |= {"error": reason, "ends_search": ends, "done": True}
-            if not studies.report(config, result) or result["done"]:
-                break
-        studies.finish(config, None)
-        if studies.fault is not None:
-            raise studies.fault
-        if studies.end is not None:
-            raise RuntimeError(studies.end)
+    studies = Studies(samplings, on_finish, workers=1)
+    ended: list[Ended] = []
+    while not studies.finished and studies.fault is None and studies.end is None:
+        news = News(ended)
+        ended = [judged_here(order, handles[0], shared) for order in studies.answer(0, news)[:1]]
+        studies.write(now=True)
+    if studies.fault is not None:
+        raise studies.fault
+    if studies.end is not None:
+        raise RuntimeError(studies.end)
+
+
+def judged_here(order: Order, worker: Any, shared: Shared) -> Ended:
+    """A trial judged rung by rung."""
+    values: list[tuple[float, ...]] = []
+    while not values or order.goes_on(values):
+        place = (order.study, order.number, order.params)
+        try:
+            values.append(worker.score_trial(shared, *place, len(values)))
+        except (OSError, LeakError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return Ended(order.place, tuple(values), (), reason, isinstance(error, LeakError))
+    return Ended(order.place, tuple(values), ())
 
 
 def run_here(
@@ -250,7 +265,7 @@ def run_here(
 def search_with(pool: Any, folder: Path, studies: Sequence[Study]) -> list[Searched]:
     experiment: Any = SimpleNamespace(folder=folder / "run", storage=None)
     suite: Any = Orchard(folder)
-    with Display(Console(quiet=True)) as display:
+    with Display(Console(quiet=True), folder / "said.log") as display:
         return searches.search_studies(
             studies, experiment, suite, workload_of(folder), pool,
             RecordStore(folder / "run"), display,
@@ -268,6 +283,13 @@ def small_pool(count: int, patch: pytest.MonkeyPatch) -> WorkerPool:
 
 def storage_url(folder: Path) -> str:
     return f"sqlite:///{(folder / 'run' / 'studies.db').resolve()}"
+
+
+def said(folder: Path) -> list[str]:
+    """What a search has said, but for how many were done."""
+    log = folder / "said.log"
+    lines = [line.split("  ", 1)[1] for line in log.read_text().splitlines()]
+    return [line for line in lines if not line.startswith("✓")]
 
 
 def merges_scored(folder: Path) -> int:

@@ -141,28 +141,39 @@ def test_the_naive_space_is_the_declared_one() -> None:
     assert all(isinstance(of, int) for of in drawn)
 
 
+def ended(*ago: float) -> Outcome:
+    """A trial whose rungs were done so many seconds ago."""
+    now = time.time()
+    return Outcome(
+        rungs=((0.5,),) * len(ago), complete=False, times=tuple(now - seconds for seconds in ago)
+    )
+
+
 def test_a_search_ends_once_its_time_is_up() -> None:
     study = Study("doge_ta", 0, 100, 128, 8, rungs=Rungs(reduction=1))
     sampling = TimedSampling(study, "timed", None, warm_up=1, seconds=0.2)
+    for number in range(2):
+        assert sampling.suggest() is not None
+        sampling.finish(number, ended(0.0), {})
     assert sampling.suggest() is not None
-    assert sampling.goes_on(0, [0.5])
-    assert sampling.suggest() is not None
-    assert sampling.goes_on(1, [0.5])
     time.sleep(0.25)
     assert sampling.suggest() is None
     assert sampling.suggested >= sampling.study.trials  # so that the search ends
-    assert not sampling.goes_on(1, [0.5, 0.6])
+    sampling.finish(2, ended(0.22, 0.0), {})
     begin, end = sampling.begin, sampling.end
-    assert [at for at, _, _ in sampling.reported if begin < at <= end] == [end]
+    assert [(n, rung) for at, n, rung in sampling.reported if begin < at <= end][-1] in (
+        (1, 0), (2, 0),
+    )  # fmt: skip
+    assert (sampling.reported[-1][1:], sampling.reported[-1][0] > end) == ((2, 1), True)
 
 
 def test_a_search_of_so_many_trials_is_measured_while_every_worker_has_one() -> None:
     sampling = TimedSampling(Study("doge_ta", 0, 3, 128, 8), "counted", None, 1, None)
     for number in range(3):
         sampling.suggest()
-        for values in ([0.1], [0.1, 0.2]):
-            assert sampling.goes_on(number, values)
-        sampling.finish(number, Outcome(rungs=((0.1,), (0.2,)), complete=True), {})
+        time.sleep(0.02)
+        sampling.finish(number, ended(0.01, 0.0), {})
+    assert [place[1:] for place in sampling.reported] == [(n, r) for n in range(3) for r in (0, 1)]
     assert sampling.begin == sampling.reported[0][0]
     assert sampling.end == sampling.reported[3][0]  # then one trial was left for one worker
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from apgd.errors import InputError
 from apgd.methods import Limit, MethodParams, methods, parameter
-from tests.tune.small_search import Orchard, small_study
+from tests.tune.small_search import Orchard, goes_on, small_study
 from tune import sampling, studies
+from tune import storage as storage_module
 from tune.objectives import Objective
 from tune.rungs import Rungs
 from tune.sampling import Outcome, Sampling, most_trials
@@ -40,7 +43,7 @@ def outcome_of(sampling: Sampling, number: int, failing: set[int]) -> Outcome:
         return Outcome(rungs=(), complete=False, error="OSError: no")
     for rung in range(len(study.rungs)):
         rungs.append(score(number, params, rung, len(study.objectives)))
-        if not sampling.goes_on(number, [values[0] for values in rungs]):
+        if not goes_on(sampling, number, [values[0] for values in rungs]):
             break
     return Outcome(rungs=tuple(rungs), complete=len(rungs) == len(study.rungs))
 
@@ -73,6 +76,7 @@ def play(
             break
         number = live.pop(order.randrange(len(live)))
         found.finish(number, outcome_of(found, number, failing), {"seen": number})
+        found.write()
         ended += 1
     return found
 
@@ -155,6 +159,7 @@ def test_the_storage_gets_trials_in_their_order() -> None:
     kept = optuna.load_study(study_name="s", storage=storage)
     for number, written in ((2, 0), (1, 0), (0, 3), (3, 4)):
         found.finish(number, outcome_of(found, number, set()), {})
+        found.write()
         assert len(kept.trials) == found.written == written
     assert all(trial.state.is_finished() for trial in kept.trials)
 
@@ -172,8 +177,8 @@ def test_published_settings_come_first() -> None:
 def test_the_published_settings_are_never_stopped() -> None:
     found = Sampling(small_study(trials=9), "s")
     assert found.suggest() is not None
-    assert found.goes_on(0, [-1e9])
-    assert found.goes_on(0, [-1e9, -1e9])
+    assert goes_on(found, 0, [-1e9])
+    assert goes_on(found, 0, [-1e9, -1e9])
 
 
 def test_a_trial_is_stopped_by_those_that_its_suggestion_knew() -> None:
@@ -183,19 +188,19 @@ def test_a_trial_is_stopped_by_those_that_its_suggestion_knew() -> None:
         found.finish(number, Outcome(rungs=((value,),) * 3, complete=True), {})
     # Trial 4 knows 0, 1 and 2, whose best third is 0.7, and not 3.
     assert found.suggest() is not None
-    assert found.goes_on(4, [0.7])
-    assert not found.goes_on(4, [0.69])
-    assert not found.goes_on(4, [0.9, 0.69])
+    assert goes_on(found, 4, [0.7])
+    assert not goes_on(found, 4, [0.69])
+    assert not goes_on(found, 4, [0.9, 0.69])
     # A stopped one counts at the rungs that it reached, a failed one nowhere.
     found.finish(4, Outcome(rungs=((0.9,),), complete=False), {})
     for number in (5, 6, 7):
         assert found.suggest() is not None
         found.finish(number, Outcome(rungs=((9.0,),), complete=False, error="no"), {})
     assert found.suggest() is not None
-    assert not found.goes_on(8, [0.85])  # 0.5, 0.6, 0.7, 0.8 and 0.9
-    assert found.goes_on(8, [0.9])
-    assert found.goes_on(8, [0.9, 0.8])  # 0.5, 0.6, 0.7 and 0.8
-    assert not found.goes_on(8, [0.9, 0.7])
+    assert not goes_on(found, 8, [0.85])  # 0.5, 0.6, 0.7, 0.8 and 0.9
+    assert goes_on(found, 8, [0.9])
+    assert goes_on(found, 8, [0.9, 0.8])  # 0.5, 0.6, 0.7 and 0.8
+    assert not goes_on(found, 8, [0.9, 0.7])
 
 
 def test_nobody_is_stopped_where_there_are_several_objectives() -> None:
@@ -350,6 +355,7 @@ def test_the_pareto_front_is_that_of_all_pairs(objectives: tuple[Objective, ...]
     while (suggested := found.suggest()) is not None:
         values = tuple(map(float, draws[suggested[0]]))
         found.finish(suggested[0], Outcome(rungs=((0.0,) * len(values), values), complete=True), {})
+    found.write()
     kept = optuna.load_study(study_name="s", storage=storage)
     expected = front([tuple(map(float, row)) for row in draws])
     assert {trial.number for trial in kept.best_trials} == expected
@@ -399,9 +405,43 @@ def test_a_storage_that_does_not_take_a_trial_is_an_error(
     def full(*_arguments: object, **_named: object) -> int:
         raise optuna.exceptions.StorageInternalError("the disk is full")
 
-    monkeypatch.setattr(found._kept._storage, "create_new_trial", full)
+    found.finish(0, outcome_of(found, 0, set()), {})
+    monkeypatch.setattr(storage_module, "insert", full)
     with pytest.raises(optuna.exceptions.StorageInternalError, match="the disk is full"):
-        found.finish(0, outcome_of(found, 0, set()), {})
+        found.write()
+    monkeypatch.undo()
+    assert found.written == len(found._kept.trials) == 0  # not even half a trial
+    found.write()
+    assert found.written == len(found._kept.trials) == 1
+
+
+def test_several_trials_are_one_transaction(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = optuna.storages.RDBStorage(database)
+    found = Sampling(STUDIES["random"], "s", storage)
+    for _ in range(6):
+        found.suggest()
+    for number in range(6):
+        found.finish(number, outcome_of(found, number, {2}), {"seen": number})
+    commits: list[int] = []
+    event.listen(storage.engine, "commit", lambda _connection: commits.append(1))
+    found.write()
+    assert len(commits) == 1
+    # The rows are those that Optuna writes itself.
+    apart = optuna.storages.RDBStorage(f"{database}-apart")
+    theirs = optuna.create_study(storage=apart, study_name="s")
+    theirs.add_trials(found._kept.trials)
+    ours = optuna.load_study(storage=database, study_name="s").trials
+    fields = ("number", "state", "values", "params", "distributions", "user_attrs")
+    for name in (*fields, "intermediate_values", "datetime_start", "datetime_complete"):
+        assert [getattr(t, name) for t in ours] == [getattr(t, name) for t in theirs.trials], name
+    with sqlite3.connect(database.removeprefix("sqlite:///")) as one:
+        one.execute("ATTACH ? AS apart", (f"{database.removeprefix('sqlite:///')}-apart",))
+        for query in (
+            "SELECT * FROM main.trials EXCEPT SELECT * FROM apart.trials",
+            "SELECT * FROM main.trial_params EXCEPT SELECT * FROM apart.trial_params",
+            "SELECT * FROM main.trial_values EXCEPT SELECT * FROM apart.trial_values",
+        ):
+            assert not one.execute(query).fetchall(), query
 
 
 INPUTS = {"data": "abc", "suite": "orchard"}
@@ -473,7 +513,7 @@ def test_bad_studies_are_refused(fields: dict[str, Any], message: str) -> None:
 
 def test_arguments_of_the_sampler_are_pinned() -> None:
     """What another version of Optuna might choose otherwise is said."""
-    sampler: Any = sampling._sampler(small_study(), 3)
+    sampler: Any = sampling._sampler(small_study(), 3, {})
     assert sampler._n_startup_trials == 8
     assert sampler._n_ei_candidates == 24
     assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, False, True)
@@ -495,7 +535,7 @@ def mean_distance(sampler: Sampler, seed: int) -> float:
         firsts: list[float] = []
         for rung in range(3):
             firsts.append(noisy(params, rung, noise))
-            if not found.goes_on(number, firsts):
+            if not goes_on(found, number, firsts):
                 break
         rungs = tuple((value,) for value in firsts)
         found.finish(number, Outcome(rungs=rungs, complete=len(rungs) == 3), {})
@@ -521,6 +561,7 @@ def test_a_stopped_trial_counts_as_what_it_would_have_come_to() -> None:
         values = tuple((value,) for value in rungs)
         found.finish(number, Outcome(rungs=values, complete=len(rungs) == 3), {})
     found.suggest()  # makes the three known to the sampler
-    known = [trial.value for trial in found._memory.trials[:3]]
+    known = [found._seen._storage.get_trial(number).value for number in range(3)]
+    found.write()
     assert known == pytest.approx([0.5, 0.4, 0.3 + (0.3 + 0.2) / 2])
     assert [trial.state.name for trial in found._kept.trials] == ["COMPLETE"] * 2 + ["PRUNED"]

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 import ray
+from rich.console import Console
 
 from tests.tune.small_search import (
     fault,
@@ -22,12 +23,16 @@ from tests.tune.small_search import (
     small_study,
     workload_of,
 )
+from tune import sampling, search
 from tune.cluster import ray_session
+from tune.judges import Ended, Loss, News
 from tune.objectives import Objective
+from tune.progress import Display
 from tune.remote_worker import RemoteWorker
 from tune.rungs import Rungs
 from tune.sampling import Outcome, Sampling
 from tune.search import Studies, run_searches
+from tune.searches import _say_who_idles
 from tune.workers import Shared, Worker, WorkerPool
 
 FEW = (("iterations", 16),)
@@ -133,15 +138,15 @@ def test_where_every_trial_fails_the_reason_is_named(pool: WorkerPool, folder: P
 def test_a_storage_that_takes_no_more_is_an_error(
     pool: WorkerPool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = optuna.Study.add_trial
+    original = sampling.add_trials
 
-    def full(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if len(study.trials) == 2:
+    def full(study: optuna.Study, first: int, trials: Any) -> None:
+        if first + len(trials) > 2:
             raise optuna.exceptions.StorageInternalError("the disk is full")
-        original(study, trial)
+        original(study, first, trials)
 
     studies = [small_study("ties", trials=4)]
-    monkeypatch.setattr(optuna.Study, "add_trial", full)
+    monkeypatch.setattr(sampling, "add_trials", full)
     with pytest.raises(optuna.exceptions.StorageInternalError, match="the disk is full"):
         search_with(pool, folder, studies)
     monkeypatch.undo()
@@ -152,7 +157,8 @@ def test_a_storage_that_takes_no_more_is_an_error(
 
 
 def lean_worker(dies_at: int) -> Any:
-    """An actor that is not restarted; of a local class, so that its process imports nothing."""
+    """An actor that dies whenever a trial is judged; of a local class, so that its process imports
+    nothing."""
 
     class Lean:
         def score_trial(
@@ -164,13 +170,11 @@ def lean_worker(dies_at: int) -> Any:
                 os.kill(os.getpid(), 9)
             return (-abs(params["coefficient"] - 0.3),)
 
-    return ray.remote(num_cpus=0)(Lean).remote()
+    return ray.remote(num_cpus=0, max_restarts=-1)(Lean).remote()
 
 
 @pytest.mark.slow
-def test_trials_of_a_worker_that_does_not_come_back_are_failed_ones(
-    pool: WorkerPool, folder: Path
-) -> None:
+def test_a_trial_that_no_worker_survives_is_a_failed_one(pool: WorkerPool, folder: Path) -> None:
     assert pool
     study = small_study("task_arithmetic", trials=5, at_once=1, rungs=Rungs(reduction=1))
     ended: dict[int, Outcome] = {}
@@ -180,75 +184,151 @@ def test_trials_of_a_worker_that_does_not_come_back_are_failed_ones(
         return {}
 
     shared = Shared((study,), ("key",), workload_of(folder), {})
-    sampling = Sampling(study, "s")
-    run_searches([sampling], shared, [lean_worker(3)], folder / "scratch", on_finish)
-    assert [ended[number].error is None for number in range(5)] == [True, True, True, False, False]
+    sampling, told = Sampling(study, "s"), list[str]()
+    workers = [lean_worker(3), lean_worker(3)]
+    run_searches([sampling], shared, workers, folder / "scratch", on_finish, told.append)
+    assert [ended[number].error is None for number in range(5)] == [True, True, True, False, True]
     assert ended[3].error is not None
-    assert ended[3].error.startswith("its process died: ")
+    assert ended[3].error.startswith("6 workers died over it: ")
+    assert len(ended[3].rungs) == 1
+    assert sum("died while judging trial 3 of" in sentence for sentence in told) == 5
     assert sampling.finished
     assert not (folder / "scratch").exists()
 
 
-def test_a_trial_that_is_begun_again_reports_its_rungs_again() -> None:
-    outcomes: list[Outcome] = []
+def news(*ended: Ended, **fields: Any) -> News:
+    return News(ended=ended, **fields)
+
+
+def studies_of(*samplings: Sampling, **fields: Any) -> tuple[Studies, list[Outcome], list[str]]:
+    """The studies, what comes of their trials, and what is said."""
+    outcomes, told = list[Outcome](), list[str]()
 
     def on_finish(_index: int, _number: int, outcome: Outcome) -> dict[str, Any]:
         outcomes.append(outcome)
         return {}
 
-    studies = Studies([Sampling(small_study(), "s")], on_finish, slots=2)
-    config = studies.next()
-    assert config is not None
-    for rung, value in ((1, 0.1), (2, 0.2), (1, 0.1), (2, 0.2), (3, 0.3)):
-        result = {"values": (value,), "training_iteration": rung, "done": rung == 3}
-        assert studies.report(config, result)
-    studies.finish(config, None)
+    fields = {"workers": 1, "say": told.append, **fields}
+    return Studies(samplings, on_finish, **fields), outcomes, told
+
+
+def test_trials_of_a_process_that_died_are_given_to_the_next_one() -> None:
+    studies, outcomes, told = studies_of(Sampling(small_study(trials=3, at_once=2), "s"))
+    orders = studies.answer(0, News())
+    assert [order.number for order in orders] == [0, 1]
+    held = {order.place: 0 for order in orders}
+    assert studies.answer(0, news(holding=held)) == []
+    studies.begun_again(0, "killed")
+    assert studies.answer(0, News()) == orders  # it knows nothing of them
+    ended = Ended((0, 0), ((0.1,), (0.2,), (0.3,)), ())
+    assert [o.number for o in studies.answer(0, news(ended, holding={(0, 1): 0}))] == [2]
+    assert studies.answer(0, news(ended, holding={(0, 1): 0, (0, 2): 0})) == []  # told twice
     assert outcomes == [Outcome(rungs=((0.1,), (0.2,), (0.3,)), complete=True)]
+    assert told == [
+        "a process of the search died (killed); it is begun again and goes on with 2 trials from "
+        "the rungs on disk"
+    ]
 
 
-def test_the_last_rung_of_a_stopped_trial_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def never(_sampling: Sampling, number: int, _values: object) -> bool:
-        asked.append(number)
-        return False
-
-    monkeypatch.setattr(Sampling, "goes_on", never)
-    studies = Studies([Sampling(small_study(), "s")], lambda *_: {}, slots=2)
-    config = studies.next()
-    assert config is not None
-    result = {"values": (0.1,), "training_iteration": 1, "done": False}
-    # As Tune does: once for its verdict, and again when the trial is over.
-    assert not studies.report(config, result)
-    assert not studies.report(config, {**result, "done": True})
-    assert asked == [0]
-
-
-def test_studies_take_turns_and_slots_too() -> None:
-    samplings = [Sampling(small_study(m, trials=2), "s") for m in ("doge_ta", "ties")]
-    studies = Studies(samplings, lambda *_: {}, slots=3)
-    found = [studies.next() for _ in range(4)]
-    assert [(c["study"], c["number"], c["slot"]) for c in found if c] == [
-        (0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 0),
+def test_studies_take_turns_and_each_worker_has_two_trials() -> None:
+    samplings = [Sampling(small_study(m, trials=4), "s") for m in ("doge_ta", "ties")]
+    studies, _, _ = studies_of(*samplings, workers=3, processes=2)
+    found = [*studies.answer(0, News()), *studies.answer(1, News())]
+    assert [(o.study, o.number, o.worker) for o in found] == [
+        (0, 0, 0), (1, 0, 1), (0, 1, 2), (1, 1, 0), (0, 2, 1), (1, 2, 2),
     ]  # fmt: skip
-    assert studies.next() is None
-    assert studies.all_suggested
+    assert not studies.finished
 
 
-def test_a_trial_that_is_broken_off_with_the_search_is_not_finished() -> None:
-    outcomes: list[Outcome] = []
+def test_the_worker_that_is_done_first_gets_the_next_trial() -> None:
+    studies, _, _ = studies_of(Sampling(small_study(trials=8), "s"), workers=2)
+    first = studies.answer(0, News())
+    assert [order.worker for order in first] == [0, 1, 0, 1]
+    slow = {(0, 0): 0, (0, 2): 0, (0, 3): 1}
+    assert [
+        o.worker for o in studies.answer(0, news(Ended((0, 1), ((0.1,),), ()), holding=slow))
+    ] == [1]
+    # Of one that is down its trials have gone to others, and it gets none.
+    moved = {(0, 0): 1, (0, 2): 1}
+    orders = studies.answer(
+        0, news(Ended((0, 3), ((0.1,),), ()), Ended((0, 4), ((0.1,),), ()), holding=moved, down=[0])
+    )
+    assert orders == []
+    assert [o.worker for o in studies.answer(0, news(holding=moved))] == [0, 0]
+
+
+def test_losses_are_told_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    studies, _, told = studies_of(Sampling(small_study("ties", seed=1), "s"), workers=4)
+    places = ((0, 3), (0, 5))
+    losses = [
+        Loss(2, places, (0, 1)), Loss(2, places[:1], ()), Loss(2, (), ()),
+        Loss(3, places[:1], (1,), 61.2),
+    ]  # fmt: skip
+    studies.answer(0, news(losses=losses, met={2: "north"}))
+    studies.answer(0, news(losses=losses[:1], met={0: "south"}, refused={3: "west"}))
+    monkeypatch.setattr(search, "_QUIET_SECONDS", 0.0)
+    for _ in range(3):
+        studies.answer(0, news(refused={3: "west"}, down=[0, 1, 2, 3]))
+    assert told == [
+        "worker 2 died while judging trial 3 of ties/seed1 and trial 5 of ties/seed1; what it "
+        "judged is judged again by worker 0 and worker 1",
+        "worker 2 died while judging trial 3 of ties/seed1; others will judge it",
+        "worker 2 died; others have judged what it had",
+        "worker 3 has been judging trial 3 of ties/seed1 for 61 s, far longer than others take; "
+        "worker 1 judges it as well",
+        "worker 2 on north died while judging trial 3 of ties/seed1 and trial 5 of ties/seed1; "
+        "what it judged is judged again by worker 0 and worker 1",
+        "worker 3 on west has other code or libraries than the driver, and is left out; bring west "
+        "up to date with `ray up`",
+        "no worker is left; the search waits until one is back",
+    ]
+
+
+def test_a_search_ends_where_no_worker_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_ALONE_SECONDS", 0.0)
+    studies, _, _ = studies_of(Sampling(small_study(), "s"))
+    assert studies.answer(0, news(down=[0])) == []
+    assert studies.end is None
+    studies.answer(0, news(down=[0]))
+    assert studies.end is not None
+    assert studies.end.startswith("a cluster without workers for 0 minutes; ")
+
+
+def test_a_search_ends_where_every_worker_has_other_code() -> None:
+    studies, _, told = studies_of(Sampling(small_study(), "s"), workers=2)
+    studies.answer(0, news(refused={1: "east"}, down=[1]))
+    assert studies.end is None
+    studies.answer(0, news(refused={0: "west"}, down=[0, 1]))
+    assert studies.end == "workers that all have other code or libraries than the driver"
+    assert len(told) == 2
+
+
+def test_a_trial_that_ends_the_search_is_not_finished() -> None:
     sampling = Sampling(small_study(), "s")
-    studies = Studies([sampling], lambda _i, _n, outcome: outcomes.append(outcome) or {}, slots=1)
-    config = studies.next()
-    assert config is not None
-    studies.report(config, {"values": (0.1,), "training_iteration": 1, "done": False})
-    studies.finish(config, None)
+    studies, outcomes, _ = studies_of(sampling)
+    studies.answer(0, News())
+    ends = Ended((0, 0), (), (), "LeakError: the test split", ends_search=True)
+    assert studies.answer(0, news(ends, Ended((0, 1), ((0.1,),), ()))) == []
+    assert studies.end == "an error that all trials meet: LeakError: the test split"
     assert outcomes == []
     assert sampling.written == 0
 
 
+def test_a_run_says_what_keeps_its_workers_busy(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(Console()) as display:
+        _say_who_idles([small_study(trials=40)] * 2, 8, display)
+        _say_who_idles([small_study(trials=4)], 8, display)  # all of them may be at once
+        assert capsys.readouterr().out == ""
+        _say_who_idles([small_study(trials=40)] * 3, 64, display)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "128 trials under way, but only 24 may be" in said
+    assert "--at-once 43 keeps all of them busy" in said
+
+
 def test_processes_of_trials_import_nothing_that_computes() -> None:
-    listing = "import sys, tune.trial, tune.remote_worker; print('torch' in sys.modules)"
+    listing = (
+        "import sys, tune.trial, tune.judges, tune.remote_worker; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", listing], capture_output=True, text=True, check=True
     )

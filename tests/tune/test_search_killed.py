@@ -26,7 +26,7 @@ from tests.tune.small_search import (
     small_pool,
     small_study,
 )
-from tune import trials
+from tune import sampling, trials
 from tune.cluster import ray_session
 from tune.records import RecordStore
 from tune.studies import Sampler
@@ -58,7 +58,7 @@ class Deadline:
             (RecordStore, "add"),
             (optuna.storages.RDBStorage, "create_new_study"),
             (optuna.Study, "set_metric_names"),
-            (optuna.Study, "add_trial"),
+            (sampling, "add_trials"),
         ):
             patch.setattr(place, name, self._deadly(getattr(place, name)))
 
