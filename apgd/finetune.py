@@ -19,6 +19,7 @@ from apgd.errors import InputError
 from apgd.files import content_key, sha256_file, sha256_path, write_json
 from apgd.heads import Head, MakesLoss
 from apgd.lora import write_adapter
+from apgd.machine import name_of
 from apgd.microbatches import micro_batches
 from apgd.mixture import (
     MULTI_TASK,
@@ -226,6 +227,7 @@ def finetune(
         "spec": asdict(spec),
         "sha256": sha256_path(weights),
         "device": device,
+        "machine": name_of(torch.device(device)),
         "precision": "bfloat16" if uses_bfloat16(torch.device(device)) else "float32",
         "micro_batch": parts.size,
         "threads": torch.get_num_threads(),

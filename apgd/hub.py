@@ -65,6 +65,15 @@ def hub_file(repo: str, filename: str, revision: str | None = None) -> Path:
     return found
 
 
+def cached_weights(repo: str, revision: str | None = None) -> Path | None:
+    """A model's weights in the hub's cache, or None where they were not fetched."""
+    for name in (SAFETENSORS, PYTORCH):
+        cached = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    return None
+
+
 def hub_weights(repo: str, revision: str | None = None) -> Path:
     """A model's weights in one file: as safetensors, or where a repository has none as pickle.
 
@@ -73,10 +82,9 @@ def hub_weights(repo: str, revision: str | None = None) -> Path:
     Raises:
         InputError: as for `hub_file`.
     """
-    for name in (SAFETENSORS, PYTORCH):
-        cached = try_to_load_from_cache(repo, name, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
+    cached = cached_weights(repo, revision)
+    if cached is not None:
+        return cached
     try:
         return hub_file(repo, SAFETENSORS, revision)
     except InputError as error:

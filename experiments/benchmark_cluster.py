@@ -28,6 +28,7 @@ from apgd.methods._apgd import decomposition_cost
 from apgd.projective import decompositions_at_once
 from experiments.benchmark_merge import random_weights
 from tune.cluster import Cluster, ray_session
+from tune.planning.schedule import list_schedule, lower_bound
 from tune.ray_executor import RayExecutor
 
 _GB = 1e9
@@ -138,7 +139,7 @@ def _replay(cluster: Cluster, workers: int, seconds: list[float]) -> tuple[float
         for _ in executor.map(partial(_sleep, seconds), small, indices, [1] * len(seconds)):
             pass
         makespan = time.perf_counter() - started
-    return makespan, max(max(seconds), sum(seconds) / workers)
+    return makespan, lower_bound(seconds, workers)
 
 
 def _calculated(solver: str, experts: int, nodes: int, console: Console) -> dict[str, object]:
@@ -159,9 +160,7 @@ def _calculated(solver: str, experts: int, nodes: int, console: Console) -> dict
             + (whole.flops - decompositions) / (node.core_flops * node.threads_per_worker)
             + whole.bytes / (node.triad_bytes / per_node)
         )
-    finish = [0.0] * (nodes * per_node)
-    for seconds in sorted(times, reverse=True):  # each to the worker that is free first
-        finish[finish.index(min(finish))] += seconds
+    computing = list_schedule(times, nodes * per_node).makespan
     entries = sum(math.prod(shape) for shape in shapes)
     read = 2 * entries * (experts + 1) * method.passes / nodes
     counts = len(shapes) * experts * _COUNTS_BYTES
@@ -172,13 +171,13 @@ def _calculated(solver: str, experts: int, nodes: int, console: Console) -> dict
         f"{node.memory / _GB:.0f} GB, storage at {node.read_bytes / _GB:.0f} GB/s each:\n"
         f"  the largest layer needs {working / _GB:.0f} GB, so {per_node} workers of "
         f"{node.threads_per_worker} threads fit on a machine\n"
-        f"  computing {_hours(max(finish))}, reading {_hours(read / node.read_bytes)} "
+        f"  computing {_hours(computing)}, reading {_hours(read / node.read_bytes)} "
         f"({read / _GB:,.0f} GB per machine, every expert {method.passes} times), "
         f"{counts / _GB:.0f} GB of counts to the driver, {2 * entries / nodes / _GB:.1f} GB "
         f"written per machine",
         highlight=False,
     )
-    return {"solver": solver, "compute_seconds": max(finish), "read_bytes_per_node": read,
+    return {"solver": solver, "compute_seconds": computing, "read_bytes_per_node": read,
             "read_seconds": read / node.read_bytes, "working_bytes": working,
             "workers_per_node": per_node, "counts_bytes": counts}  # fmt: skip
 

@@ -201,14 +201,14 @@ def _connect(address: str | None, cpus: int | None, dashboard: bool, shared_byte
                 f"use --address local to start Ray here"
             ) from error
         return True
-    if asked is None and _cluster_was_started():
+    if asked is None and cluster_was_started():
         try:
             ray.init(address="auto", **quiet)
         except ConnectionError:  # what is left of a cluster that is gone
             pass
         else:
             return True
-    with _on_loopback():
+    with on_loopback():
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -227,7 +227,7 @@ def _store_bytes(shared: int) -> int:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
+def on_loopback() -> Iterator[None]:
     """Make a Ray that is started inside listen on the loopback interface alone.
 
     On Linux Ray takes the machine's outer address, even where it is told 127.0.0.1, and listens on
@@ -241,7 +241,7 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _cluster_was_started() -> bool:
+def cluster_was_started() -> bool:
     """Whether `ray start` made a cluster on this machine.
 
     Ray's own look-up would also find the private Ray of another run, and share its CPUs.

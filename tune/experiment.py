@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from apgd.checkpoints import open_weights
 from apgd.errors import InputError
 from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, write_json
 from apgd.methods import PLUGS, SUFFIX, Value, methods
 from apgd.published import TOLERANCE
+from apgd.shapes import merged_shapes, model_bytes
 from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
 from apgd.training_statistics import StatisticSettings
@@ -107,6 +107,12 @@ class Experiment:
     per worker that pays where many merges are scored."""
     dashboard: bool = False
     """Serve Ray's dashboard on localhost, where Ray is started on this machine."""
+    plan: bool = False
+    """Only print what would run where, its GPU memory, time and cost; nothing is started."""
+    plan_for: str | None = None
+    """The same for machines that are not there: 8xL4, 4xA10G, 8x4090, 2xcpu:16."""
+    price: float | None = None
+    """Dollars per machine and hour for the plan, in place of the price list's."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -119,6 +125,8 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, but got {value}")
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise InputError(f"price must not be negative, but got {self.price}")
         if not self.methods:
             raise InputError("methods must name at least one merge method, but got none")
         for name in self.methods:
@@ -287,21 +295,12 @@ def check(experiment: Experiment) -> None:
 
 def merged_rank(suite: Suite) -> int:
     """The smallest min(m, n) over the matrices that a suite merges."""
-    base = suite.base_path()
-    return TaskVectors(base, {"base": base}, suite.is_merged, keep=False).smallest_rank
-
-
-def model_bytes(suite: Suite) -> int:
-    """Size of one model of a suite in float32, in bytes."""
-    base = open_weights(suite.base_path(), f"the base of suite {suite.name}")
-    return sum(4 * math.prod(base.shape(name)) for name in base.names())
+    return min(min(shape) for shape in merged_shapes(suite).values())
 
 
 def statistic_bytes(experiment: Experiment, suite: Suite) -> int:
     """Size in bytes of the training statistics that an experiment's methods need."""
-    base = suite.base_path()
-    vectors = TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
-    shapes = [vectors.shape(name) for name in vectors.names]
+    shapes = merged_shapes(suite).values()
     sizes = {
         Need.FISHER: sum(4 * rows * columns for rows, columns in shapes),
         Need.GRAM: sum(4 * columns**2 for _rows, columns in shapes),
@@ -317,9 +316,7 @@ def scoring_bytes(suite: Suite) -> int:
     time; test-time methods also have gradients of the merged matrices. 2 GiB go to activations and
     to CUDA itself.
     """
-    base = suite.base_path()
-    vectors = TaskVectors(base, {"base": base}, suite.is_merged, keep=False)
-    largest = max(4 * math.prod(vectors.shape(name)) for name in vectors.names)
+    largest = max(4 * math.prod(shape) for shape in merged_shapes(suite).values())
     return 4 * model_bytes(suite) + largest * (len(suite.tasks) + 6) + 2 * 2**30
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from apgd.budget import Budget, finetune_budget
 from apgd.data import Split
 from apgd.errors import InputError
+from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
 from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert, joint_spec
 from apgd.methods import methods
+from apgd.mixture import joint_settings
 from apgd.suites import FinetuneSettings, Suite
 from apgd.training_statistics import statistic_spec, statistics_file
 from tune.evaluators import Statistic
@@ -23,6 +25,25 @@ DataHashes = Mapping[tuple[str, str], str]
 """SHA-256 of the examples by task and split, or task and corruption."""
 Experts = Mapping[tuple[int, str], Expert]
 """Finished experts by seed and task; the multi-task model of a seed as that of `multi_task`."""
+
+
+def data_cells(
+    suite: Suite, *, corrupted: bool, unseen_validation: bool
+) -> tuple[list[tuple[str, Split]], list[tuple[str, str]]]:
+    """Tasks and splits that a run needs, and tasks and corruptions that are downloaded for it.
+
+    Args:
+        suite: whose.
+        corrupted: as `prepare_data`.
+        unseen_validation: as `prepare_data`.
+    """
+    wanted = [(task.name, split) for task in suite.tasks for split in Split]
+    wanted += [(task.name, Split.TEST) for task in suite.unseen]
+    if unseen_validation:
+        wanted += [(task.name, Split.VALIDATION) for task in suite.unseen]
+    # Those that are computed follow from the test split.
+    download = corrupted and suite.datasets()
+    return wanted, [(t, c) for t in suite.corrupted for c in suite.corruptions if download]
 
 
 def prepare_data(
@@ -42,21 +63,15 @@ def prepare_data(
         corrupted: whether downloaded corruptions are wanted too.
         unseen_validation: whether validation examples of the unseen tasks are wanted too.
     """
-    wanted: list[tuple[str, str]] = [(t.name, split) for t in suite.tasks for split in Split]
-    wanted += [(task.name, Split.TEST) for task in suite.unseen]
-    if unseen_validation:
-        wanted += [(task.name, Split.VALIDATION) for task in suite.unseen]
+    wanted, fetched = data_cells(suite, corrupted=corrupted, unseen_validation=unseen_validation)
     jobs = [
         Job("prepare", (suite.name, task, split), f"preparing the {split} split of {task}")
         for task, split in wanted
     ]
-    # Those that are computed follow from the test split.
-    download = corrupted and suite.datasets()
-    fetched = [(t, c) for t in suite.corrupted for c in suite.corruptions if download]
     jobs += [
         Job("prepare_corrupted", (suite.name, t, c), f"preparing {t} with {c}") for t, c in fetched
     ]
-    ready = sum(suite.has_examples(task, Split(split)) for task, split in wanted)
+    ready = sum(suite.has_examples(task, split) for task, split in wanted)
     with display.stage("data", len(jobs)) as stage:
         # What is ready is read and checked all the same.
         hashes = pool.run(jobs, on_done=lambda _index, _hash: stage.advance())
@@ -83,20 +98,11 @@ def train_experts(
     """
     root = experiment.experts_dir.resolve()
     settings = experiment.finetune_settings(suite)
-    data = {task.name: hashes[task.name, Split.TRAIN] for task in suite.tasks}
-    seeds = range(experiment.seeds)
-    specs: dict[tuple[int, str], ExpertSpec] = {}
+    specs = model_specs(
+        experiment, suite, {task.name: hashes[task.name, Split.TRAIN] for task in suite.tasks}
+    )
     found: dict[tuple[int, str], Expert] = {}
-    if MULTI_TASK in experiment.references:
-        # First, because the longest job should not be the last to start.
-        specs |= {(seed, MULTI_TASK): joint_spec(suite, seed, settings, data) for seed in seeds}
-    if experiment.experts == OWN:
-        specs |= {
-            (seed, task): expert_spec(suite, task, seed, settings, data[task])
-            for seed in seeds
-            for task in data
-        }
-    else:
+    if experiment.experts != OWN:
         found = _foreign_experts(ForeignExperts(suite, experiment.experts), root, display)
         if not specs:
             return found
@@ -130,6 +136,38 @@ def train_experts(
         stage.count(done=len(missing), reused=len(specs) - len(missing))
         stage.note(f"in {experiment.experts_dir}")
     return found | {key: _existing(spec, root) for key, spec in specs.items()}
+
+
+def wanted_models(experiment: Experiment, suite: Suite) -> dict[tuple[int, str], int]:
+    """Steps of every model that a run fine-tunes itself, by seed and task, the longest first."""
+    steps = experiment.finetune_settings(suite).steps
+    tasks = [task.name for task in suite.tasks]
+    wanted: dict[tuple[int, str], int] = {}
+    if MULTI_TASK in experiment.references:
+        joint = joint_settings(experiment.finetune_settings(suite), len(tasks)).steps
+        wanted |= {(seed, MULTI_TASK): joint for seed in range(experiment.seeds)}
+    if experiment.experts == OWN:
+        wanted |= {(seed, task): steps for seed in range(experiment.seeds) for task in tasks}
+    return wanted
+
+
+def model_specs(
+    experiment: Experiment, suite: Suite, data: Mapping[str, str]
+) -> dict[tuple[int, str], ExpertSpec]:
+    """Specifications of `wanted_models`, in the same order.
+
+    Args:
+        experiment: the run.
+        suite: its suite.
+        data: hashes of the training splits by task.
+    """
+    settings = experiment.finetune_settings(suite)
+    return {
+        (seed, task): joint_spec(suite, seed, settings, data)
+        if task == MULTI_TASK
+        else expert_spec(suite, task, seed, settings, data[task])
+        for seed, task in wanted_models(experiment, suite)
+    }
 
 
 def _foreign_experts(
@@ -200,6 +238,17 @@ def _expert_record(task: str, seed: int, expert: Expert) -> Record:
     )
 
 
+def wanted_statistics(experiment: Experiment, suite: Suite) -> list[tuple[int, Need, str]]:
+    """Seed, kind and task of the training statistics that a run's methods need."""
+    needs = sorted({methods[n].needs for n in experiment.methods if methods[n].needs.is_statistic})
+    return [
+        (seed, need, task.name)
+        for seed in range(experiment.seeds)
+        for task in suite.tasks
+        for need in needs
+    ]
+
+
 def collect_statistics(
     experiment: Experiment,
     suite: Suite,
@@ -209,18 +258,16 @@ def collect_statistics(
     display: Display,
 ) -> tuple[Statistic, ...]:
     """Compute the training statistics that the run's methods need and that do not exist yet."""
-    needs = sorted({methods[n].needs for n in experiment.methods if methods[n].needs.is_statistic})
-    if not needs:
+    wanted = wanted_statistics(experiment, suite)
+    if not wanted:
         return ()
     root = experiment.experts_dir.resolve() / "statistics"
     settings = experiment.statistic_settings
     specs = {
         (seed, need, task): statistic_spec(
-            need, suite, task, expert.sha256, hashes[task, Split.TRAIN], settings
+            need, suite, task, experts[seed, task].sha256, hashes[task, Split.TRAIN], settings
         )
-        for (seed, task), expert in experts.items()
-        if task != MULTI_TASK
-        for need in needs
+        for seed, need, task in wanted
     }
     missing = [key for key, spec in specs.items() if statistics_file(spec, root) is None]
     with display.stage("statistics", len(specs), len(specs) - len(missing)) as stage:

@@ -5,6 +5,7 @@ from rich.console import Console
 from tune.begin import begin, make_experts, send_rest
 from tune.experiment import Experiment, check, without_credentials
 from tune.manifest import Manifest, row_means
+from tune.planning.plan import show_plan
 from tune.report.console import as_rich
 from tune.searches import bases_bytes, search, studies_of
 from tune.stages import evaluate, evaluation_jobs, measure_geometry, report
@@ -13,6 +14,9 @@ from tune.storage import storage_url
 
 def run_experiment(experiment: Experiment, console: Console) -> None:
     """Do the whole job, reusing whatever an earlier run of the same experiment left."""
+    if experiment.plan or experiment.plan_for is not None:
+        show_plan(experiment, console)
+        return
     check(experiment)
     if experiment.sync:
         send_rest(experiment, console)

@@ -72,7 +72,7 @@ class Sampling:
         self.study = study
         directions = [StudyDirection.MAXIMIZE] * len(study.objectives)
         self._distributions = {
-            declared.name: _distribution(declared.kind, low, high, declared.log)
+            declared.name: distribution(declared.kind, low, high, declared.log)
             for declared, low, high in study.space
         }
         self._grid = _grid(study) if study.sampler is Sampler.GRID else []
@@ -237,7 +237,8 @@ def _intermediate(outcome: Outcome) -> dict[int, float]:
     return {rung: values[0] for rung, values in enumerate(outcome.rungs)}
 
 
-def _distribution(kind: type, low: float, high: float, log: bool) -> BaseDistribution:
+def distribution(kind: type, low: float, high: float, log: bool) -> BaseDistribution:
+    """A parameter's range as Optuna has it."""
     if kind is int:
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(low, high, log=log)

@@ -1,5 +1,6 @@
 """The stage that searches every method's parameters."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,8 @@ import ray
 
 from apgd.files import content_key
 from apgd.methods import methods
+from apgd.shapes import merged_shapes
 from apgd.suites import Suite
-from apgd.task_vectors import TaskVectors
 from tune.cluster import plural
 from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
@@ -280,8 +281,7 @@ def shared_bases(
             f"{room / 2**30:.1f} GiB: each worker computes its own"
         )
         return {}
-    names = _headers(suite).largest_first()
-    wanted = [(seed, name) for seed in most for name in names]
+    wanted = wanted_bases(studies, suite)
     with display.stage("singular vectors", len(wanted)) as stage:
         found = pool.run(
             [
@@ -296,14 +296,19 @@ def shared_bases(
     return {seed: ray.put(bases) for seed, bases in by_seed.items()}
 
 
+def wanted_bases(studies: Sequence[Study], suite: Suite) -> list[tuple[int, str]]:
+    """Seed and matrix of the singular vectors that studies share, the longest work first."""
+    shapes = merged_shapes(suite)
+    names = sorted(shapes, key=lambda name: (-math.prod(shapes[name]), name))
+    return [(seed, name) for seed in _most_bases(studies) for name in names]
+
+
 def bases_bytes(studies: Sequence[Study], suite: Suite) -> int:
     """Size in bytes of the singular vectors that workers of a search share."""
-    vectors = _headers(suite)
-    shapes = [vectors.shape(name) for name in vectors.names]
     return sum(
         4 * rows * min(k, rows, columns) * len(suite.tasks)
         for k in _most_bases(studies).values()
-        for rows, columns in shapes
+        for rows, columns in merged_shapes(suite).values()
     )
 
 
@@ -314,9 +319,3 @@ def _most_bases(studies: Sequence[Study]) -> dict[int, int]:
         if study.bases:
             most[study.seed] = max(study.bases, most.get(study.seed, 0))
     return most
-
-
-def _headers(suite: Suite) -> TaskVectors:
-    """Names and shapes of what a suite merges."""
-    base = suite.base_path()
-    return TaskVectors(base, {"base": base}, suite.is_merged, keep=False)

@@ -7,11 +7,12 @@ from apgd.data import Split
 from apgd.files import content_key, sha256_file
 from apgd.methods import methods
 from apgd.source import library_versions, source_hash
-from apgd.suites import Suite
+from apgd.suites import Suite, suites
 from tune.evaluators import Purpose, ScoreJob, Statistic, Workload
 from tune.experiment import Experiment
 from tune.experts import DataHashes, Experts
 from tune.geometry import is_measured
+from tune.planning.work import longest_first
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.references import EXPERTS, MULTI_TASK, PRETRAINED
@@ -153,16 +154,19 @@ def evaluate(
     """
     keys = [job.key(workload) for job in jobs]
     found = {key: store.get(Kind.EVALUATION, key) for key in keys}
-    rows: dict[ScoreJob, list[ScoreJob]] = {}  # the same merge -> its rows
-    for job in jobs:
-        rows.setdefault(replace(job, variant=Variant.PUBLISHED), []).append(job)
+    rows = distinct_rows(jobs)
     known = {
         merge: record
         for merge, alike in rows.items()
         for job in alike
         if (record := found[job.key(workload)]) is not None
     }
-    missing = [merge for merge in rows if merge not in known]
+    missing = longest_first(
+        [merge for merge in rows if merge not in known],
+        suites[workload.suite],
+        workload.limit,
+        workload.corruption_limit,
+    )
     reused = sum(record is not None for record in found.values())
     with display.stage("evaluation", len(jobs), reused) as stage:
         pool.run(
@@ -182,6 +186,25 @@ def evaluate(
     return [store.expect(Kind.EVALUATION, key) for key in keys]
 
 
+def distinct_rows(jobs: Sequence[ScoreJob]) -> dict[ScoreJob, list[ScoreJob]]:
+    """Merges that differ, each with the rows that differ in their variant alone."""
+    rows: dict[ScoreJob, list[ScoreJob]] = {}
+    for job in jobs:
+        rows.setdefault(replace(job, variant=Variant.PUBLISHED), []).append(job)
+    return rows
+
+
+def geometry_jobs(experiment: Experiment, jobs: Sequence[ScoreJob]) -> list[ScoreJob]:
+    """The rows whose merges are held against their task vectors, if the experiment wants that."""
+    if not experiment.geometry or EXPERTS not in experiment.references:
+        return []
+    chosen: dict[str, ScoreJob] = {}
+    for job in jobs:
+        if job.seed == 0 and (job.method == EXPERTS or job.variant is not Variant.REFERENCE):
+            chosen[job.method] = job  # a tuned row follows the published one
+    return list(chosen.values())
+
+
 def measure_geometry(
     experiment: Experiment,
     jobs: Sequence[ScoreJob],
@@ -190,15 +213,10 @@ def measure_geometry(
     display: Display,
 ) -> None:
     """Hold the first seed's merges against its task vectors: tuned rows, others where none are."""
-    if not experiment.geometry or EXPERTS not in experiment.references:
+    chosen = geometry_jobs(experiment, jobs)
+    if not chosen:
         return
-    chosen: dict[str, ScoreJob] = {}
-    for job in jobs:
-        if job.seed == 0 and (job.method == EXPERTS or job.variant is not Variant.REFERENCE):
-            chosen[job.method] = job  # a tuned row follows the published one
-    missing = [
-        job for job in chosen.values() if not is_measured(experiment.folder, job.key(workload))
-    ]
+    missing = [job for job in chosen if not is_measured(experiment.folder, job.key(workload))]
     with display.stage("geometry", len(chosen), len(chosen) - len(missing)) as stage:
         pool.run(
             [Job("measure", (workload, job), f"measuring {job.told}") for job in missing],

@@ -282,6 +282,7 @@ class WorkerPool:
         needed_bytes: free GPU memory that a worker needs.
         patience: how long is waited for workers and their answers.
         stall_seconds: a training that has made no step for so long is begun again.
+        actor: the class of the workers; one that works, where None.
     """
 
     def __init__(
@@ -293,8 +294,10 @@ class WorkerPool:
         *,
         patience: Patience | None = None,
         stall_seconds: float = _STALL_SECONDS,
+        actor: type | None = None,
     ) -> None:
         self._cluster, self._say = cluster, say
+        self._actor = actor
         self._run_dir, self._needed_bytes = run_dir, needed_bytes
         self._patience = patience or Patience()
         self._stall_seconds = stall_seconds
@@ -334,7 +337,7 @@ class WorkerPool:
             "concurrency_groups": {"watch": 1},
             **self._cluster.worker_resources,
         }
-        remote: Any = ray.remote(**options)(RemoteWorker)
+        remote: Any = ray.remote(**options)(self._actor or RemoteWorker)
         count, threads = self._cluster.workers, self._cluster.threads_per_worker
         handles = [remote.remote(threads) for _ in range(count)]
         if self._run_dir is None:

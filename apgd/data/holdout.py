@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from apgd.data.hub import HubDataset
 from apgd.data.tasks import Split
 
 VALIDATION_SHARE = 0.1
@@ -10,6 +11,21 @@ VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 """Share of a user's own examples that becomes the test split where they come as one pool."""
 _SEED = 0
+
+
+def split_size(dataset: HubDataset, split: Split) -> int | None:
+    """How many rows one of our splits has; None where the data set's own number is not known.
+
+    Args:
+        dataset: whose.
+        split: which of ours.
+    """
+    source = dataset.splits.get(Split.TEST if split == Split.TEST else Split.TRAIN)
+    count = dataset.rows.get(source) if source is not None else None
+    if count is None or split == Split.TEST:
+        return count
+    held = int(VALIDATION_SHARE * count)
+    return held if split == Split.VALIDATION else count - held
 
 
 def split_rows(split: Split, count: int) -> np.ndarray:  # int64, (examples,)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apgd.data.tasks import Task
 from apgd.errors import InputError
+from apgd.flops import vit_flops
 from apgd.models.class_token import open_clip_embeddings
 from apgd.models.clip_geometry import Activation, Geometry, TextSizes, VisionSizes
 
@@ -17,9 +18,11 @@ IMAGE_SIZE = 32
 CONTEXT_LENGTH = 10
 EMBED_DIM = 64
 _HEAD_WIDTH = 32
+_LAYERS = 4
 _VISION = CLIPVisionCfg(
-    image_size=IMAGE_SIZE, patch_size=8, width=128, layers=4, head_width=_HEAD_WIDTH, mlp_ratio=4.0
-)
+    image_size=IMAGE_SIZE, patch_size=8, width=128, layers=_LAYERS, head_width=_HEAD_WIDTH,
+    mlp_ratio=4.0,
+)  # fmt: skip
 # Grey levels at the middle of the scale become 0, and most of them lie within two units of it.
 _MEAN, _STD = 0.5, 0.25
 _SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -86,6 +89,18 @@ def encode_class_token(model: nn.Module, pixels: Tensor) -> Tensor:
     if embedded is None:
         return encode(model, pixels)
     return nn.functional.normalize(embedded, dim=-1)
+
+
+def mini_clip_flops() -> float:
+    """Floating-point operations of one picture through the image tower."""
+    return vit_flops(
+        layers=_LAYERS,
+        width=_VISION.width,
+        mlp_width=int(_VISION.width * _VISION.mlp_ratio),
+        tokens=(IMAGE_SIZE // _VISION.patch_size) ** 2 + 1,
+        patch=_VISION.patch_size,
+        projection=EMBED_DIM,
+    )
 
 
 def class_vectors(model: nn.Module, tokenizer: Callable[[list[str]], Tensor], task: Task) -> Tensor:

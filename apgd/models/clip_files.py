@@ -10,7 +10,7 @@ from apgd.checkpoints import save_weights
 from apgd.data.cache import cache_root
 from apgd.data.tasks import Task
 from apgd.files import content_key, sha256_file
-from apgd.hub import hub_weights
+from apgd.hub import cached_weights, hub_weights
 from apgd.locks import locked
 from apgd.models.clip_geometry import Geometry
 from apgd.models.clip_hub import (
@@ -35,6 +35,12 @@ def vision_base(geometry: Geometry) -> Path:
         InputError: where the weights cannot be had, or are not those of the model.
     """
     return _tower(geometry, "vision")
+
+
+def has_vision_base(geometry: Geometry) -> bool:
+    """Whether `vision_base` is there, so that nothing is fetched or written for it."""
+    source = cached_weights(geometry.hub_id)
+    return source is not None and _tower_path(geometry, "vision", source).exists()
 
 
 def class_vectors(geometry: Geometry, task: Task) -> Tensor:
@@ -64,12 +70,16 @@ def _sha256(path: Path, _changed: int) -> str:
     return sha256_file(path)
 
 
+def _tower_path(geometry: Geometry, part: str, source: Path) -> Path:
+    key = content_key([_sha256(source, source.stat().st_mtime_ns), source_hash(*_CODE)])
+    return cache_root() / "models" / f"{geometry.name}-{part}-{key}.safetensors"
+
+
 def _tower(geometry: Geometry, part: str) -> Path:
     """One tower in the canonical layout, converted from the hub's file where it is not there."""
     source = hub_weights(geometry.hub_id)
     sha256 = _sha256(source, source.stat().st_mtime_ns)
-    key = content_key([sha256, source_hash(*_CODE)])
-    path = cache_root() / "models" / f"{geometry.name}-{part}-{key}.safetensors"
+    path = _tower_path(geometry, part, source)
     with locked(path.with_suffix(".lock")):
         if not path.exists():
             read = read_vision_tower if part == "vision" else read_text_tower

@@ -140,6 +140,20 @@ class WithOwnTasks(Suite):
         """As the inner suite."""
         return self._inner.activation_bytes(recomputed=recomputed)
 
+    def forward_flops(self) -> float | None:
+        """As the inner suite."""
+        return self._inner.forward_flops()
+
+    def has_base(self) -> bool:
+        """As the inner suite."""
+        return self._inner.has_base()
+
+    def example_count(self, task: str, split: Split) -> int | None:
+        """As the inner suite; of own tasks, which have to be read for it, none is known."""
+        if self.task(task).name in self._own:
+            return None
+        return self._inner.example_count(task, split)
+
     def corrupted_examples(self, task: str, corruption: str, count: int) -> Examples:
         """As the inner suite; own tasks are not shown corrupted."""
         return self._inner.corrupted_examples(task, corruption, count)

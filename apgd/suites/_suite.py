@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples, Split, Task
+from apgd.data.holdout import split_size
 from apgd.data.hub import HubDataset
 from apgd.errors import InputError
 from apgd.heads import Head
@@ -158,6 +159,23 @@ class Suite(ABC):
             recomputed: as with the settings' `gradient_checkpointing`.
         """
         return 0
+
+    def forward_flops(self) -> float | None:
+        """Floating-point operations of one example's forward pass; None where nobody counted."""
+        return None
+
+    def has_base(self) -> bool:
+        """Whether `base_path` has nothing to fetch or to convert."""
+        return self.base_path().exists()
+
+    def example_count(self, task: str, split: Split) -> int | None:
+        """How many examples a split has, as far as that is known without fetching it.
+
+        Raises:
+            InputError: for an unknown task.
+        """
+        dataset = self.datasets().get(self.task(task).name)
+        return None if dataset is None else split_size(dataset, split)
 
     def published_expert(self, task: str) -> Path:
         """A published expert, downloaded if need be; a file or folder for `import_expert`.

@@ -23,10 +23,11 @@ from apgd.data.examples import image_examples, is_ready
 from apgd.data.hub import HubDataset
 from apgd.data.prepared import prepare
 from apgd.errors import InputError
+from apgd.flops import vit_flops
 from apgd.hub import hub_file
 from apgd.models.activations import vit_activations
 from apgd.models.class_token import transformers_embeddings
-from apgd.models.clip_files import class_vectors, vision_base
+from apgd.models.clip_files import class_vectors, has_vision_base, vision_base
 from apgd.models.clip_geometry import GEOMETRIES, Geometry
 from apgd.models.clip_hub import read_vision_tower, vision_encoder
 from apgd.models.clip_layouts import PROJECTION
@@ -168,6 +169,22 @@ class ClipSuite(Suite):
             tokens=sizes.positions,
             recomputed=recomputed,
         )
+
+    def forward_flops(self) -> float:
+        """Of one image through the image tower."""
+        sizes = self.geometry.vision
+        return vit_flops(
+            layers=sizes.layers,
+            width=sizes.width,
+            mlp_width=sizes.mlp_width,
+            tokens=sizes.positions,
+            patch=sizes.patch,
+            projection=self.geometry.projection,
+        )
+
+    def has_base(self) -> bool:
+        """Whether the image tower was fetched and converted."""
+        return has_vision_base(self.geometry)
 
     def published_expert(self, task: str) -> Path:
         """The hub's expert of a task, in the folder where its configuration is too."""

@@ -28,7 +28,8 @@ from apgd.data.examples import text_examples
 from apgd.data.hub import HubDataset
 from apgd.data.prepared import is_prepared, prepare
 from apgd.data.prompts import GLUE, Prompt, read_prompts
-from apgd.hub import hub_file, hub_weights
+from apgd.flops import t5_flops
+from apgd.hub import cached_weights, hub_file, hub_weights
 from apgd.lora import ADAPTER_FILES, is_adapter
 from apgd.models.activations import t5_activations
 from apgd.models.t5 import build_t5, canonical_t5, t5_config, t5_tokenizer
@@ -171,6 +172,21 @@ class FlanT5Suite(Suite):
             answer_tokens=_LONGEST_ANSWER,
             recomputed=recomputed,
         )
+
+    def forward_flops(self) -> float:
+        """Of the longest prompt and answer."""
+        return t5_flops(self.config, prompt_tokens=_LONGEST_PROMPT, answer_tokens=_LONGEST_ANSWER)
+
+    def has_base(self) -> bool:
+        """Whether the pretrained weights were fetched."""
+        return cached_weights(self.repository) is not None
+
+    def example_count(self, task: str, split: Split) -> int | None:
+        """As far as known; of VALIDATION at most 1,000."""
+        count = super().example_count(task, split)
+        if count is None or split is not Split.VALIDATION:
+            return count
+        return min(count, _VALIDATION)
 
     def published_expert(self, task: str) -> Path:
         """The hub's expert of a task: a file of weights, or the folder of an adapter."""

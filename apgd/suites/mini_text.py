@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from apgd.data import Metric, Split, Task, TextExamples
 from apgd.data.language import FAMILIES, draw
 from apgd.errors import InputError
-from apgd.models.mini_t5 import mini_t5
+from apgd.flops import t5_flops
+from apgd.models.mini_t5 import mini_t5, mini_t5_config
 from apgd.models.t5 import t5_tokenizer
 from apgd.models.text_to_text import TextToTextHead
 from apgd.suites._settings import LANGUAGE, SHORT_ADAPTATION
@@ -203,6 +204,15 @@ class MiniText(Suite):
                 f"numpy {np.__version__}"
             )
         return examples
+
+    def example_count(self, task: str, split: Split) -> int:  # noqa: ARG002 - all are alike
+        """How many examples are drawn."""
+        return _SIZES[split]
+
+    def forward_flops(self) -> float:
+        """Of the longest prompt and answer."""
+        config = mini_t5_config(len(self.tokenizer))
+        return t5_flops(config, prompt_tokens=_LONGEST_PROMPT, answer_tokens=_LONGEST_ANSWER)
 
     def has_examples(self, task: str, split: Split) -> bool:  # noqa: ARG002 - all are alike
         """Always: texts are drawn in under a second."""

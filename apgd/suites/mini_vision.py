@@ -20,6 +20,7 @@ from apgd.data.rendered import RenderedStore
 from apgd.data.rendering import (
     AERIAL,
     DIGITS,
+    HANDWRITTEN_SIZES,
     LANDCOVER,
     LETTERS,
     SCENES,
@@ -40,6 +41,7 @@ from apgd.models.clip import (
     encode,
     encode_class_token,
     mini_clip,
+    mini_clip_flops,
     preprocess,
 )
 from apgd.models.tokenizer import WordTokenizer
@@ -338,6 +340,15 @@ class MiniVision(Suite):
         """Whether a split is in the cache on this machine."""
         self._recipe(task, split)
         return self._store.has(PINNED[task, split])
+
+    def example_count(self, task: str, split: Split) -> int:
+        """How many examples are rendered, or for the handwritten digits, taken."""
+        recipe = self._recipe(task, split)
+        return HANDWRITTEN_SIZES[split] if recipe.subject is None else _SIZES[split]
+
+    def forward_flops(self) -> float:
+        """Of one picture through the image tower."""
+        return mini_clip_flops()
 
     def render(self, task: str, split: Split) -> ImageExamples:
         """The examples of a task's split, rendered now, whatever is cached or pinned.

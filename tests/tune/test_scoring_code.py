@@ -13,6 +13,7 @@ _BESIDE = {
     "apgd.estimate",
     "apgd.files",
     "apgd.finetune",
+    "apgd.flops",
     "apgd.hub",
     "apgd.local_copies",
     "apgd.locks",

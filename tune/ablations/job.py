@@ -14,6 +14,7 @@ from tune.ablations.finding import Finding
 from tune.ablations.means import published_means
 from tune.ablations.noise import cells
 from tune.ablations.page import document
+from tune.ablations.planning import show_ablation_plan
 from tune.ablations.scoring import NotDoneError, Scoring, studies
 from tune.ablations.settings import ABLATIONS, AblationSettings
 from tune.begin import begin, make_experts, send_rest
@@ -31,6 +32,9 @@ def run_ablations(settings: AblationSettings, console: Console) -> None:
     The report also has those that earlier runs have done.
     """
     settings = settings.cut()
+    if settings.plan or settings.plan_for is not None:
+        show_ablation_plan(settings, console)
+        return
     check(settings)
     if settings.sync:
         send_rest(settings, console)

@@ -2,7 +2,7 @@
 
 from apgd.data.rendering.aerial import AERIAL
 from apgd.data.rendering.glyphs import DIGITS, LETTERS
-from apgd.data.rendering.handwriting import IMITATIONS, handwritten
+from apgd.data.rendering.handwriting import HANDWRITTEN_SIZES, IMITATIONS, handwritten
 from apgd.data.rendering.landcover import LANDCOVER
 from apgd.data.rendering.render import render
 from apgd.data.rendering.scenes import SCENES
@@ -18,6 +18,7 @@ __all__ = [
     "AERIAL",
     "CLEAN",
     "DIGITS",
+    "HANDWRITTEN_SIZES",
     "IMITATION",
     "IMITATIONS",
     "LANDCOVER",

@@ -12,7 +12,8 @@ from apgd.data.rendering.style import Style
 from apgd.data.rendering.subject import Subject
 from apgd.data.tasks import ImageExamples, Split
 
-_SIZES = {Split.TRAIN: 800, Split.VALIDATION: 200, Split.TEST: 797}
+HANDWRITTEN_SIZES = {Split.TRAIN: 800, Split.VALIDATION: 200, Split.TEST: 797}
+"""Examples of every split."""
 _GRID = 8  # pixels per side of the digits that scikit-learn carries
 _FRAME = 28  # pixels per side after enlarging, in the middle of the picture
 
@@ -41,9 +42,9 @@ def split_rows(labels: np.ndarray, rng: Rng) -> dict[Split, np.ndarray]:
         rows = order[labels[order] == label]
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     spread = order[np.argsort(place[order], kind="stable")]
-    ends = np.cumsum([_SIZES[split] for split in Split])
+    ends = np.cumsum([HANDWRITTEN_SIZES[split] for split in Split])
     return {
-        split: rng.permutation(spread[end - _SIZES[split] : end])
+        split: rng.permutation(spread[end - HANDWRITTEN_SIZES[split] : end])
         for split, end in zip(Split, ends, strict=True)
     }
 
