@@ -107,14 +107,21 @@ class Crew:
         away = set(self._away.values())
         return [worker for number, worker in enumerate(self.workers) if number not in away]
 
-    def gather(self, seconds: float) -> int:
+    def gather(self, seconds: float, late_seconds: float | None = None) -> int:
         """Wait until all actors are there, or for so long; how many are.
+
+        Args:
+            seconds: how long for the first.
+            late_seconds: how long for the others once one is there; all of `seconds`, where None.
+                On a machine that has just been switched off, an actor does not come at all.
 
         Raises:
             Exception: what `admit` raises.
         """
         until = time.monotonic() + seconds
         while self._away and (left := until - time.monotonic()) > 0:
+            if late_seconds is not None and self._free:
+                until, late_seconds = min(until, time.monotonic() + late_seconds), None
             interrupts.check()
             done, _ = ray.wait(list(self._away), timeout=min(left, _POLL_SECONDS))
             for reference in done:

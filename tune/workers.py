@@ -44,6 +44,8 @@ Answer = TypeVar("Answer")
 _ATTEMPTS = 6
 _POLL_SECONDS = 0.5
 _START_SECONDS = 180
+_LATE_SECONDS = 30
+"""Those that come later than the first by more than that join when they are there."""
 _STALL_SECONDS = 600.0
 """A training that has made no step for so long is begun again by another worker."""
 _LIBRARIES = (
@@ -356,7 +358,7 @@ class WorkerPool:
             begin_away=True,
             say=self._say,
         )
-        there = crew.gather(_START_SECONDS)
+        there = crew.gather(_START_SECONDS, _LATE_SECONDS)
         if not there:
             raise InputError(
                 f"workers must start within {_START_SECONDS} s, but none of {count} did; are the "

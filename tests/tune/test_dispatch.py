@@ -154,6 +154,16 @@ def test_where_all_are_gone_the_work_ends(tmp_path: Path, actors: list[Any]) -> 
         squares(crew, tmp_path, 1, patience=Patience(alone=1))
 
 
+def test_one_that_does_not_come_is_not_waited_for_long(actors: list[Any]) -> None:
+    remote: Any = ray.remote(num_cpus=0, resources={"elsewhere": 1}, max_restarts=-1)(Doer)
+    missing = remote.remote()
+    crew = Crew([*actors, missing], begin_away=True)
+    began = time.monotonic()
+    assert crew.gather(60, 1) == 3
+    assert 1 <= time.monotonic() - began < 20
+    ray.kill(missing)
+
+
 def test_a_refusal_at_the_start_is_an_error(actors: list[Any]) -> None:
     def admit(_number: int, _answer: Any) -> None:
         raise InputError("worker must have the same libraries")
