@@ -1,7 +1,9 @@
 """Files of weights: safetensors, read lazily, written atomically, nothing ever unpickled."""
 
+import hashlib
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from apgd.errors import InputError
+from apgd.errors import DamagedError, InputError
 from apgd.files import atomic_path, content_key, write_json
 
 _METADATA = "apgd"
+_SEAL = "sha256"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -331,13 +334,68 @@ def save_weights(
         tensors: names and tensors; memory shared between names is written once for each.
         metadata: JSON values, kept in the file's header.
         for_transformers: mark the file as PyTorch's, as versions of that library ask for.
+
+    Raises:
+        DiskFullError: where there is no room for it.
     """
     header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)} if metadata else {}
     header |= {"format": "pt"} if for_transformers else {}
     with atomic_path(path) as temporary:
-        save_file(_apart(tensors), temporary, metadata=header or None)
+        try:
+            save_file(_apart(tensors), temporary, metadata=header or None)
+        except SafetensorError as error:  # which is what safetensors makes of an OSError
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         if len(header) > 1:
             _sort_metadata(temporary)
+
+
+def save_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """As `save_weights`, with a hash of it all in the header, by which `load_sealed` finds damage.
+
+    Raises:
+        DiskFullError: where there is no room for it.
+    """
+    apart = _apart(tensors)
+    save_weights(path, apart, {**metadata, _SEAL: _seal(apart, metadata)})
+
+
+def load_sealed(path: Path, label: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The tensors and the metadata that `save_sealed` wrote.
+
+    Args:
+        path: the file.
+        label: what error messages call it.
+
+    Raises:
+        DamagedError: where the file is not what was written.
+    """
+    try:
+        tensors = load_weights(path, label)
+        metadata = read_metadata(path)
+    except (InputError, ValueError) as error:
+        raise DamagedError(f"{label} cannot be read: {error}") from error
+    written = metadata.pop(_SEAL, "none")
+    found = _seal(tensors, metadata)
+    if found != written:
+        raise DamagedError(
+            f"{label} ({path}) must have the hash {str(written)[:12]} that was written with it, "
+            f"but has {found[:12]}"
+        )
+    return tensors, metadata
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of tensors, and over metadata."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        flat: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(flat)
+    return digest.hexdigest()
 
 
 def _sort_metadata(path: Path) -> None:

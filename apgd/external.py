@@ -1,16 +1,15 @@
 """Experts that were fine-tuned elsewhere: brought into the suite's own format, once."""
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from apgd.checkpoints import read_metadata
-from apgd.errors import InputError
-from apgd.files import content_key, sha256_file, sha256_path, write_json
+from apgd.errors import DamagedError, InputError
+from apgd.files import content_key, read_sealed, sha256_file, sha256_path, write_sealed
 from apgd.finetune import Expert
+from apgd.hub import check_hub_file
 from apgd.locks import locked
 from apgd.published import Family
 from apgd.source import source_hash
@@ -74,6 +73,7 @@ class ForeignExperts:
         """
         published = self.source == PUBLISHED
         source = self.suite.published_expert(task) if published else self._in_folder(task)
+        check_hub_file(source)
         kind = PUBLISHED if published else "folder"
         made_by = source_hash("apgd.external", "apgd.lora", "apgd.models", "apgd.suites")
         # The base completes experts that lack a projection, and gauges how far they are from it.
@@ -82,10 +82,10 @@ class ForeignExperts:
         with locked(root / f".{folder.name}.lock"):  # two runs may want it at once
             if not (folder / _MANIFEST).exists():
                 self._import(task, source, folder)
-        found: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        found = read_sealed(folder / _MANIFEST)
         weights = folder / found["weights"]
         if sha256_path(weights) != found["sha256"]:
-            raise InputError(
+            raise DamagedError(
                 f"{weights} must be what was converted from {found['origin']}, but was changed "
                 f"since; delete {folder} to convert it again"
             )
@@ -103,7 +103,7 @@ class ForeignExperts:
             "sha256": sha256_path(weights),
             "tau_norm_ratio": _relative_norm(self.suite, weights),
         }
-        write_json(folder / _MANIFEST, manifest)
+        write_sealed(folder / _MANIFEST, manifest)
 
 
 def _relative_norm(suite: Suite, weights: Path) -> float:

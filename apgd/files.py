@@ -1,18 +1,22 @@
 """Files that are either whole or absent."""
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from apgd.errors import InputError
+from apgd.errors import DamagedError, DiskFullError, InputError
 
 _PROBE = ".probe-"
 _PART = ".part"
+_SEAL = "seal"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -21,19 +25,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The content is on disk (fsync) before the name changes, so a reader sees the old file or the
     whole new one, also after a crash of the machine.
+
+    Raises:
+        DiskFullError: where there is no room for it; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, what: str) -> None:
@@ -69,6 +82,48 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON with sorted keys; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_json`, with a hash of the content in it, by which `read_sealed` finds damage."""
+    write_json(path, {**value, _SEAL: _seal(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; JSON that was written without a seal is taken as it is.
+
+    Raises:
+        DamagedError: where the file is not a JSON object, or not what was written.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        seal = value.pop(_SEAL, None)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} must be a JSON object, but is not: {error}") from error
+    if seal is not None and seal != _seal(value):
+        raise DamagedError(
+            f"{path} must have the hash {str(seal)[:12]} that was written with it, but has "
+            f"{_seal(value)[:12]}"
+        )
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `….damaged`: not used any more, but not lost; that name.
+
+    Where another process has done so already, nothing is left to do.
+    """
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged{'' if number == 1 else f'-{number}'}")
+        if not aside.exists():
+            break
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+    return aside
 
 
 def sha256_file(path: Path) -> str:

@@ -3,9 +3,8 @@
 It is an expert, which learns one task, or the model that learns all tasks together.
 """
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,15 @@ from torch import nn
 
 from apgd.checkpoints import load_weights, save_weights
 from apgd.data import Examples, Split
-from apgd.errors import InputError
-from apgd.files import content_key, sha256_file, sha256_path, write_json
+from apgd.errors import DamagedError, InputError
+from apgd.files import (
+    content_key,
+    put_aside,
+    read_sealed,
+    sha256_file,
+    sha256_path,
+    write_sealed,
+)
 from apgd.heads import Head, MakesLoss
 from apgd.lora import write_adapter
 from apgd.machine import name_of
@@ -147,29 +153,40 @@ def find_expert(spec: ExpertSpec, root: Path) -> Expert | None:
     """The finished expert of this specification below `root`, or None.
 
     Raises:
-        InputError: where its weights are not the ones that were written when it was finished, or
+        DamagedError: where its weights are not the ones that were written when it was finished, or
             its manifest is damaged.
     """
     folder = spec.folder(root)
     if not (folder / _MANIFEST).exists():
         return None
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        manifest = {**manifest, "sha256": str(manifest["sha256"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{folder / _MANIFEST} must be the manifest of an expert, but is not ({error!r}); "
-            f"delete {folder} to train the expert again"
-        ) from error
+    manifest = read_sealed(folder / _MANIFEST)
+    expected = str(manifest.get("sha256"))
     weights = folder / (_WEIGHTS if spec.settings.lora is None else _ADAPTER)
     found = sha256_path(weights) if weights.exists() else "nothing"
-    if found != manifest["sha256"]:
-        raise InputError(
-            f"the weights of expert {spec.task} must have the hash {manifest['sha256'][:12]} that "
-            f"their manifest names, but {weights} has {found[:12]}; delete {folder} to train the "
-            f"expert again"
+    if found != expected:
+        raise DamagedError(
+            f"the weights of expert {spec.task} must have the hash {expected[:12]} that their "
+            f"manifest names, but {weights} has {found[:12]}"
         )
     return Expert(weights, found, manifest)
+
+
+def find_whole_expert(
+    spec: ExpertSpec, root: Path, say: Callable[[str], None] = lambda _sentence: None
+) -> Expert | None:
+    """As `find_expert`, but a damaged expert is put aside, so that it can be trained again.
+
+    Args:
+        spec: the expert's specification.
+        root: folder of all experts.
+        say: called with a sentence on what was damaged, and where it went.
+    """
+    try:
+        return find_expert(spec, root)
+    except DamagedError as damage:
+        aside = put_aside(spec.folder(root))
+        say(f"{damage}; it was put aside as {aside.name} and is trained again")
+        return None
 
 
 def finetune(
@@ -189,7 +206,10 @@ def finetune(
 
     On a GPU, forward passes are computed in bfloat16 and weights kept in float32; a batch that does
     not fit its memory goes through the model in parts, which changes nothing but rounding (and
-    what dropout draws).
+    what dropout draws). The manifest's `events` are sentences on what went wrong meanwhile.
+
+    A damaged expert, and a damaged checkpoint of its training, are put aside, and training begins
+    again.
 
     Args:
         suite: where base model, data and head come from.
@@ -199,10 +219,12 @@ def finetune(
         report: called after every step.
 
     Raises:
-        InputError: where a finished expert's file was damaged, the base does not load, or base or
-            examples of this machine are not those of the specification.
+        InputError: where the base does not load, or base or examples of this machine are not those
+            of the specification.
+        DiskFullError: where a checkpoint or the expert cannot be written.
     """
-    finished = find_expert(spec, root)
+    events: list[str] = []
+    finished = find_whole_expert(spec, root, events.append)
     if finished is not None:
         return finished
     folder = spec.folder(root)
@@ -217,7 +239,8 @@ def finetune(
     model.to(device)
     parts = micro_batches(suite.stored_as, model, spec.settings, device)
     training = Training(model, spec.settings, spec.seed, parts)
-    resumed_at = training.resume(folder / _PROGRESS)
+    resumed_at = _resume(training, folder / _PROGRESS, events)
+    training.events[:0] = events
     training.started = started
     head, rows = _lesson(spec, heads, examples)
     last_loss = training.run(head, examples, folder / _PROGRESS, report, rows)
@@ -235,10 +258,21 @@ def finetune(
         "last_loss": last_loss,
         "seconds": training.seconds + time.perf_counter() - started,
         "tau_norm_ratio": float(vectors.relative_norms()[0]),
+        "events": training.events,
     }
-    write_json(folder / _MANIFEST, manifest)
+    write_sealed(folder / _MANIFEST, manifest)
     (folder / _PROGRESS).unlink(missing_ok=True)
     return Expert(weights, manifest["sha256"], manifest)
+
+
+def _resume(training: Training, checkpoint: Path, events: list[str]) -> int:
+    """The step at which training goes on; the first where its checkpoint is damaged."""
+    try:
+        return training.resume(checkpoint)
+    except DamagedError as damage:
+        aside = put_aside(checkpoint)
+        events.append(f"{damage}; it was put aside as {aside.name} and training began again")
+        return 0
 
 
 def _examples(suite: Suite, spec: ExpertSpec) -> Examples | Mixture:

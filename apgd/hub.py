@@ -1,5 +1,6 @@
 """Files from the Hugging Face hub: downloaded once per machine, then read from the hub's cache."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -12,10 +13,12 @@ from huggingface_hub.errors import (
 )
 
 from apgd.data.retry import with_retries
-from apgd.errors import InputError
+from apgd.errors import DamagedError, InputError
+from apgd.files import sha256_file
 
 SAFETENSORS = "model.safetensors"
 PYTORCH = "pytorch_model.bin"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def hub_file(repo: str, filename: str, revision: str | None = None) -> Path:
@@ -91,6 +94,23 @@ def hub_weights(repo: str, revision: str | None = None) -> Path:
         if not isinstance(error.__cause__, EntryNotFoundError):
             raise
     return hub_file(repo, PYTORCH, revision)
+
+
+def check_hub_file(path: Path) -> None:
+    """Raise DamagedError where a file of the hub's cache is not what was downloaded.
+
+    The cache names large files by their SHA-256; of others, and of files from elsewhere, nothing is
+    known that could be checked.
+    """
+    stored = path.resolve()
+    if not (path.is_file() and stored.parent.name == "blobs" and _SHA256.fullmatch(stored.name)):
+        return
+    found = sha256_file(stored)
+    if found != stored.name:
+        raise DamagedError(
+            f"{path} must have the hash {stored.name[:12]} that the hub gave it, but has "
+            f"{found[:12]}; delete {stored}, and it is downloaded again"
+        )
 
 
 def _download(repo: str, filename: str, revision: str | None) -> Path | None:

@@ -46,6 +46,15 @@ def free_memory(device: torch.device) -> int:
     return available if limit == "max" else max(0, min(available, int(limit) - used))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: a processor's has no type of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error).lower()
+    full = "out of memory" in told or "can't allocate memory" in told
+    return isinstance(error, RuntimeError) and full
+
+
 @cache
 def measured_rates(device: torch.device) -> Rates:
     """Measure for about a fifth of a second; later calls remember."""

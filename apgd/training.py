@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apgd.batches import batch_indices
-from apgd.checkpoints import load_weights, save_weights
+from apgd.checkpoints import load_sealed, save_sealed
 from apgd.errors import InputError
 from apgd.heads import MakesLoss
 from apgd.microbatches import MicroBatches
@@ -87,6 +87,8 @@ class Training:
         self.seconds = 0.0
         """What earlier attempts took, up to their last checkpoint."""
         self.started = time.perf_counter()
+        self.events: list[str] = []
+        """Sentences on what went wrong so far, and what was done about it."""
         self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(
@@ -117,6 +119,7 @@ class Training:
         Raises:
             FloatingPointError: where the last loss is not finite.
             torch.OutOfMemoryError: where not even one example fits.
+            DiskFullError: where a checkpoint cannot be written.
         """
         gpus = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):
@@ -168,7 +171,12 @@ class Training:
                     raise
                 error.__traceback__ = None  # its frames hold what was computed so far
             self.optimizer.zero_grad(set_to_none=True)
+            before = self.micro_batches.size
             self.micro_batches.halve()
+            self.events.append(
+                f"{before} examples at once did not fit into the memory of {self.device} at step "
+                f"{self.step}; from there on {self.micro_batches.size} were taken at once"
+            )
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -198,13 +206,18 @@ class Training:
         tensors["step"] = torch.tensor(self.step)
         tensors["seconds"] = torch.tensor(seconds, dtype=torch.float64)
         tensors["micro_batch"] = torch.tensor(self.micro_batches.size)
-        save_weights(path, tensors)
+        save_sealed(path, tensors, {"events": self.events})
 
     def resume(self, path: Path) -> int:
-        """Go on from a checkpoint where there is one; the step that training starts at."""
+        """Go on from a checkpoint where there is one; the step that training starts at.
+
+        Raises:
+            DamagedError: where the checkpoint is not what was written; nothing of it is used.
+        """
         if not path.exists():
             return 0
-        tensors = load_weights(path, "the training checkpoint")
+        tensors, about = load_sealed(path, "the training checkpoint")
+        self.events = list(cast(list[str], about["events"]))
         changed = {n.removeprefix("model/"): t for n, t in tensors.items() if n[:6] == "model/"}
         self.model.load_state_dict(self.model.state_dict() | changed)
         state = self.optimizer.state_dict()

@@ -8,7 +8,7 @@ An expert sees its examples one at a time, so that no statistic depends on batch
 it, and in float32, which is the precision of the weights that are merged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apgd.checkpoints import WeightSource, items, load_weights, open_weights, save_weights
+from apgd.checkpoints import (
+    WeightSource,
+    items,
+    load_sealed,
+    load_weights,
+    open_weights,
+    save_sealed,
+)
 from apgd.data import Examples, Split
-from apgd.errors import InputError
+from apgd.errors import DamagedError, InputError
 from apgd.evidence import Need
-from apgd.files import content_key, sha256_file
+from apgd.files import content_key, put_aside, sha256_file
 from apgd.heads import Head
 from apgd.layer_inputs import LayerInputs
 from apgd.locks import locked
@@ -124,10 +131,28 @@ def statistic_spec(
     )
 
 
-def statistics_file(spec: StatisticSpec, root: Path) -> Path | None:
-    """The file of this specification below `root`, or None where it is not computed yet."""
+def statistics_file(
+    spec: StatisticSpec, root: Path, say: Callable[[str], None] = lambda _sentence: None
+) -> Path | None:
+    """The file of this specification below `root`, or None where it is not computed yet.
+
+    A damaged one is put aside, so that it can be computed again.
+
+    Args:
+        spec: what was computed.
+        root: folder of all statistics.
+        say: called with a sentence on what was damaged, and where it went.
+    """
     path = spec.path(root)
-    return path if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        load_sealed(path, f"the training statistic {spec.need.name} of {spec.task}")
+    except DamagedError as damage:
+        aside = put_aside(path)
+        say(f"{damage}; it was put aside as {aside.name} and is computed again")
+        return None
+    return path
 
 
 def collect_to(
@@ -162,7 +187,7 @@ def collect_to(
                 spec.need, suite, spec.task, weights, spec.settings, device=device, report=report
             )
             # As plain JSON values, because an enumeration is not one everywhere.
-            save_weights(path, found, {**asdict(spec), "need": spec.need.name})
+            save_sealed(path, found, {**asdict(spec), "need": spec.need.name})
     return path
 
 

@@ -9,6 +9,15 @@ from torch import Tensor
 
 from apgd.checkpoints import load_weights, save_weights
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fault-tally",
+        type=Path,
+        help="a CSV file that gets a line for each fault that was tried: what, how often, survived",
+    )
+
+
 State = dict[str, Tensor]
 SHAPES = {"tall": (12, 5), "wide": (6, 15), "square": (8, 8), "row": (1, 7)}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from apgd import InputError, numerics
 from apgd.batches import batch_indices
 from apgd.checkpoints import load_weights
 from apgd.data import Split
+from apgd.errors import DamagedError
+from apgd.files import sha256_file
 from apgd.finetune import (
     Expert,
     ExpertSpec,
     expert_spec,
     find_expert,
+    find_whole_expert,
     finetune,
 )
 from apgd.suites import FinetuneSettings, suites
@@ -96,16 +100,63 @@ def test_seeds_differ(tmp_path: Path, spec: ExpertSpec) -> None:
     assert finetune(SUITE, spec, tmp_path).sha256 != finetune(SUITE, other, tmp_path).sha256
 
 
-def test_a_damaged_expert_is_refused(tmp_path: Path, spec: ExpertSpec) -> None:
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_expert_is_put_aside_and_trained_again(tmp_path: Path, spec: ExpertSpec) -> None:
     expert = finetune(SUITE, spec, tmp_path)
-    content = bytearray(expert.weights.read_bytes())
-    content[-1] ^= 1
-    expert.weights.write_bytes(content)
-    with pytest.raises(InputError, match="the weights of expert signs must have the hash"):
+    flip(expert.weights, -1)
+    with pytest.raises(DamagedError, match="the weights of expert signs must have the hash"):
         find_expert(spec, tmp_path)
-    expert.weights.unlink()
-    with pytest.raises(InputError, match="has nothing; delete"):
-        finetune(SUITE, spec, tmp_path)
+    again = finetune(SUITE, spec, tmp_path)
+    assert again.sha256 == expert.sha256
+    (event,) = again.manifest["events"]
+    assert f"was put aside as {spec.key}.damaged and is trained again" in event
+    kept = tmp_path / f"{spec.key}.damaged" / "weights.safetensors"
+    assert sha256_file(kept) != expert.sha256
+    again.weights.unlink()
+    said: list[str] = []
+    assert find_whole_expert(spec, tmp_path, said.append) is None
+    assert "has nothing; it was put aside" in said[0]
+    assert (tmp_path / f"{spec.key}.damaged-2" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_manifest_is_found(tmp_path: Path, spec: ExpertSpec, cut: bool) -> None:
+    expert = finetune(SUITE, spec, tmp_path)
+    manifest = spec.folder(tmp_path) / "manifest.json"
+    text = manifest.read_text()
+    # A digit of the loss, which no hash of the weights would miss.
+    manifest.write_text(text[:99] if cut else re.sub(r'("last_loss": \d\.\d)\d', r"\g<1>x", text))
+    assert manifest.read_text() != text
+    with pytest.raises(DamagedError, match=r"manifest\.json must"):
+        find_expert(spec, tmp_path)
+    assert finetune(SUITE, spec, tmp_path).sha256 == expert.sha256
+
+
+@pytest.mark.parametrize("where", ["header", "tensors", "cut", "empty"])
+def test_a_damaged_checkpoint_is_never_resumed_from(
+    tmp_path: Path, spec: ExpertSpec, where: str
+) -> None:
+    def kill(done: int, _total: int) -> None:
+        if done == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        finetune(SUITE, spec, tmp_path / "hurt", report=kill)
+    checkpoint = spec.folder(tmp_path / "hurt") / "training.safetensors"
+    if where in ("cut", "empty"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[: 1000 if where == "cut" else 0])
+    else:
+        flip(checkpoint, 30 if where == "header" else -1)
+    again = finetune(SUITE, spec, tmp_path / "hurt")
+    assert again.sha256 == finetune(SUITE, spec, tmp_path / "whole").sha256
+    assert again.manifest["resumed_at_step"] == 0
+    (event,) = again.manifest["events"]
+    assert "was put aside as training.safetensors.damaged and training began again" in event
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -1,5 +1,6 @@
 """Files of the hub: from the cache without a connection, or a message that says what to do."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from huggingface_hub.errors import (
 
 from apgd import InputError, hub
 from apgd.data import retry
-from apgd.hub import hub_file, hub_weights
+from apgd.errors import DamagedError
+from apgd.hub import check_hub_file, hub_file, hub_weights
 from tests.hub_cache import COMMIT, HubCache, offline_cache
 
 
@@ -105,3 +107,19 @@ def test_weights_that_cannot_be_reached_are_not_looked_for_as_a_pickle(cache: Hu
     cache.snapshot("some/model")
     with pytest.raises(InputError, match="hf download some/model model.safetensors"):
         hub_weights("some/model")
+
+
+def test_a_file_of_the_cache_that_was_damaged_is_found(cache: HubCache, tmp_path: Path) -> None:
+    content = b"weights"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    blob = blobs / hashlib.sha256(content).hexdigest()
+    blob.write_bytes(content)
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blob)
+    check_hub_file(link)
+    blob.write_bytes(b"weighty")
+    with pytest.raises(DamagedError, match="that the hub gave it, but has .*; delete "):
+        check_hub_file(link)
+    (tmp_path / "own.safetensors").write_bytes(content)
+    check_hub_file(tmp_path / "own.safetensors")

@@ -351,6 +351,21 @@ def test_statistics_are_computed_once(tmp_path: Path, spec: StatisticSpec) -> No
     assert all(torch.equal(kept[name], direct[name]) for name in direct)
 
 
+def test_damaged_statistics_are_put_aside_and_computed_again(
+    tmp_path: Path, spec: StatisticSpec
+) -> None:
+    path = collect_to(tmp_path, spec, VISION, VISION.base_path())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    said: list[str] = []
+    assert statistics_file(spec, tmp_path, said.append) is None
+    (line,) = said
+    assert line.startswith("the training statistic GRAM of signs")
+    assert line.endswith(f"it was put aside as {path.name}.damaged and is computed again")
+    assert collect_to(tmp_path, spec, VISION, VISION.base_path()) == path
+    assert path.read_bytes() == whole
+
+
 def test_what_defines_statistics_decides_their_file(tmp_path: Path, spec: StatisticSpec) -> None:
     changed = [
         dataclasses.replace(spec, need=Need.FISHER),

@@ -18,6 +18,7 @@ from tune.experts import (
     record_experts,
     train_experts,
 )
+from tune.log import LOG_FILE
 from tune.objectives import Objective
 from tune.placement import Placement, place
 from tune.progress import Display
@@ -25,6 +26,7 @@ from tune.records import RecordStore
 from tune.stages import make_workload
 from tune.storage import open_storage
 from tune.tracking import Tracker, synchronise
+from tune.workers import own_code
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,14 @@ def begin(
             cluster answers.
     """
     suite, folder = experiment.full_suite, experiment.folder
+    own_code()  # what was imported; a worker that starts after a file was edited is another one
     with ExitStack() as stack:
         stack.enter_context(exclusive(experiment))
-        display = stack.enter_context(Display(console, folder / "run.log"))
+        display = stack.enter_context(Display(console, folder / LOG_FILE))
         display.say(title)
         display.say(f"results go to {folder}")
+        for damage in RecordStore(folder).put_damaged_aside():
+            display.say(damage)
         open_storage(experiment)  # before work starts: a database that cannot be opened
         cluster = stack.enter_context(
             ray_session(

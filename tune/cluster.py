@@ -19,6 +19,7 @@ from ray.autoscaler.sdk import request_resources
 from apgd.errors import InputError
 from apgd.machine import free_memory
 from tune import interrupts
+from tune.head import watched
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _MOST_PER_GPU = 4
@@ -140,21 +141,31 @@ def ray_session(
     Raises:
         InputError: where no cluster answers at `address`, or it has no CPUs, or no GPU in time
             where some are wanted.
+        HeadLostError: where the cluster's head is gone meanwhile.
     """
     _silence()
     joined = _connect(address, cpus, dashboard, shared_bytes)
-    try:
-        if wanted_gpus is not None:
-            _wait_for_gpus(wanted_gpus, say)
-        total = _resources()
-        nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
-        yield plan(
-            len(nodes), int(total.get("CPU", 0)), int(total.get("GPU", 0)), joined, most_workers
-        )
-    finally:
-        if wanted_gpus is not None and ray.is_initialized():
-            request_resources(bundles=[])  # machines that idle may go
-        ray.shutdown()
+    interrupts.note_again()
+    context = ray.get_runtime_context()
+    own = context.get_node_id()
+
+    def is_alive() -> bool:
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        return any(node["NodeID"] == own and node["Alive"] for node in nodes)
+
+    with watched(context.gcs_address, is_alive, joined, say):
+        try:
+            if wanted_gpus is not None:
+                _wait_for_gpus(wanted_gpus, say)
+            total = _resources()
+            nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+            yield plan(
+                len(nodes), int(total.get("CPU", 0)), int(total.get("GPU", 0)), joined, most_workers
+            )
+        finally:
+            if wanted_gpus is not None and ray.is_initialized():
+                request_resources(bundles=[])  # machines that idle may go
+            ray.shutdown()
 
 
 def _resources() -> dict[str, float]:

@@ -8,11 +8,14 @@ from typing import Protocol, TypeVar
 import tyro
 from rich.console import Console
 
-from apgd.errors import InputError
+from apgd.errors import DiskFullError, InputError, MemoryFullError
 from tune import interrupts
+from tune.causes import cause_of
+from tune.head import HeadLostError
 
 INPUT_ERROR = 2
-INTERRUPTED = 130
+_EXPECTED = (InputError, DiskFullError, HeadLostError, MemoryFullError)
+"""Errors that say it all, and need no traceback."""
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues)
 
 
@@ -37,7 +40,8 @@ def run_command(
     """Parse the command line into `settings` and run an experiment.
 
     Returns:
-        The exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for any other error.
+        The exit status: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP,
+        1 for any other error.
     """
     console = Console()
     errors = Console(stderr=True, soft_wrap=True)
@@ -48,18 +52,18 @@ def run_command(
         with interrupts.noted():
             run(parsed, console)
             interrupts.check()
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from here", markup=False)
-        return INTERRUPTED
-    except Exception as error:
-        # Ray wraps what a worker raised; the cause is what the user needs.
-        cause = getattr(error, "cause", None) or error
-        bad_input = isinstance(cause, InputError)
-        label = "error" if bad_input else f"error ({type(cause).__name__})"
+    except (Exception, KeyboardInterrupt) as error:
+        cause = cause_of(error)
+        if isinstance(cause, KeyboardInterrupt):
+            by = "" if str(cause) in ("", "Ctrl-C") else f" by {cause}"
+            errors.print(f"interrupted{by}; the same command goes on from here", markup=False)
+            return getattr(cause, "status", 130)
+        expected = isinstance(cause, _EXPECTED)
+        label = "error" if expected else f"error ({type(cause).__name__})"
         errors.print(f"{label}: {cause}", markup=False, highlight=False)
         if debug:
             errors.print("".join(traceback.format_exception(error)), markup=False)
-        elif not bad_input:
+        elif not expected:
             errors.print("run again with --debug for the traceback", markup=False)
-        return INPUT_ERROR if bad_input else 1
+        return INPUT_ERROR if isinstance(cause, InputError) else 1
     return 0

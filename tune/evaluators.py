@@ -17,6 +17,7 @@ from apgd.data import Examples, Split
 from apgd.data.reader import SplitReader
 from apgd.errors import InputError
 from apgd.evidence import NO_EVIDENCE, Evidence, Need
+from apgd.files import sha256_file
 from apgd.heads import Voice, judge, judge_together
 from apgd.local_copies import local_weights
 from apgd.machine import free_memory
@@ -73,6 +74,8 @@ class Workload:
     """Hashes of the examples by task and split; what has none is not checked."""
     weights: tuple[tuple[str, str], ...] = ()
     """Hashes of experts by the paths of their weights; what has none is not checked."""
+    base: str | None = None
+    """Hash of the base; not checked where None."""
     statistics: tuple[Statistic, ...] = ()
     """Every training statistic that a method of the run needs."""
 
@@ -190,7 +193,7 @@ class Evaluator:
         self._suite = suites[workload.suite]
         self._source = CheckedExamples(self._suite, dict(workload.data))
         self._store = RecordStore(workload.run_dir)
-        self._base = load_weights(self._suite.base_path(), "the base")
+        self._base = self._checked_base()
         self._model: nn.Module = self._suite.build_model()
         self._model.load_state_dict(self._base)
         heads = {
@@ -203,6 +206,16 @@ class Evaluator:
         self._examples: dict[tuple[str, str], Examples] = {}
         self._starts: dict[str, Tensor] = {}  # θ_0 where merges are put into the model
         self._holds_merge = False
+
+    def _checked_base(self) -> dict[str, Tensor]:
+        path = self._suite.base_path()
+        found, asked = sha256_file(path), self.workload.base
+        if asked is not None and found != asked:
+            raise InputError(
+                f"the base must have the hash {asked[:12]} that the run began with, but "
+                f"{path} on this machine has {found[:12]}; give all machines the same hub cache"
+            )
+        return load_weights(path, "the base")
 
     def run(self, job: ScoreJob) -> float:
         """Score a job unless its record exists, and put the record on disk.

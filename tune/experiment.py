@@ -1,8 +1,9 @@
 """An experiment: a complete set of choices, whose fields are the command line."""
 
 import fcntl
-import json
 import math
+import os
+import platform
 import re
 import shutil
 import uuid
@@ -12,16 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from apgd.errors import InputError
+from apgd.errors import DamagedError, InputError
 from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
-from apgd.files import check_writable, content_key, is_leftover, write_json
+from apgd.files import check_writable, content_key, is_leftover, read_sealed, write_sealed
+from apgd.hub import check_hub_file
 from apgd.methods import PLUGS, SUFFIX, Value, methods
 from apgd.published import TOLERANCE
 from apgd.shapes import merged_shapes, model_bytes
 from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
 from apgd.training_statistics import StatisticSettings
+from tune.log import LOG_FILE, append
 from tune.objectives import Objective
 from tune.references import EXPERTS, MULTI_TASK, PRETRAINED, REFERENCES
 from tune.rungs import Rungs
@@ -259,12 +262,13 @@ def check(experiment: Experiment) -> None:
 
     Raises:
         InputError: where a folder cannot be written, belongs to another experiment, or has no room,
-            or the base model does not load.
+            or the base model is damaged or does not load.
     """
     suite = experiment.full_suite
     folder = experiment.folder
     if experiment.sync and not (folder / _EXPERIMENT_FILE).exists():
         raise InputError(f"--sync needs a run that was started before, but {folder} holds none")
+    check_hub_file(suite.base_path())
     TaskVectors(suite.base_path(), {"base": suite.base_path()}, suite.is_merged, keep=False)
     claimed = _read_claim(folder)
     if claimed is not None and claimed["identity"] != experiment.identity:
@@ -290,7 +294,7 @@ def check(experiment: Experiment) -> None:
         )
     if claimed is None:
         claim = {"identity": experiment.identity, "run_id": uuid.uuid4().hex}
-        write_json(folder / _EXPERIMENT_FILE, claim)
+        write_sealed(folder / _EXPERIMENT_FILE, claim)
 
 
 def merged_rank(suite: Suite) -> int:
@@ -324,17 +328,26 @@ def scoring_bytes(suite: Suite) -> int:
 def exclusive(experiment: Experiment) -> Iterator[None]:
     """Hold the run folder: two drivers at once would get in each other's way.
 
+    The operating system lets go of it when its holder dies. Whoever is refused leaves a line in the
+    run's log.
+
     Raises:
         InputError: where another process holds it.
     """
-    with (experiment.folder / _LOCK_FILE).open("w") as lock:
+    with (experiment.folder / _LOCK_FILE).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another one"
+            append(experiment.folder / LOG_FILE, f"another process was refused; {holder} goes on")
             raise InputError(
-                f"a run folder serves one process at a time, but another one is working in "
+                f"a run folder serves one process at a time, but {holder} is working in "
                 f"{experiment.folder}; wait for it, or choose another --run-dir"
             ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
         yield
 
 
@@ -351,9 +364,9 @@ def _read_claim(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        claim = json.loads(path.read_text(encoding="utf-8"))
+        claim = read_sealed(path)
         return {"identity": dict(claim["identity"]), "run_id": str(claim["run_id"])}
-    except (ValueError, TypeError, KeyError) as error:
+    except (DamagedError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} must hold a run's identity as JSON, but does not: {error!r}"
         ) from error

@@ -9,7 +9,14 @@ from apgd.data import Split
 from apgd.errors import InputError
 from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
-from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert, joint_spec
+from apgd.finetune import (
+    Expert,
+    ExpertSpec,
+    expert_spec,
+    find_expert,
+    find_whole_expert,
+    joint_spec,
+)
 from apgd.methods import methods
 from apgd.mixture import joint_settings
 from apgd.suites import FinetuneSettings, Suite
@@ -106,7 +113,11 @@ def train_experts(
         found = _foreign_experts(ForeignExperts(suite, experiment.experts), root, display)
         if not specs:
             return found
-    missing = {spec.key: spec for spec in specs.values() if find_expert(spec, root) is None}
+    missing = {
+        spec.key: spec
+        for spec in specs.values()
+        if find_whole_expert(spec, root, display.say) is None
+    }
     budget = training_budget(suite, settings, pool.start()) if missing else None
     if budget is not None:
         display.say(budget.sentence)
@@ -115,9 +126,11 @@ def train_experts(
     name = "experts" if experiment.experts == OWN else MULTI_TASK
     with display.stage(name, total, done) as stage:
 
-        def finished(index: int, _manifest: Any) -> None:
+        def finished(index: int, manifest: Mapping[str, Any]) -> None:
             nonlocal done
             done += todo[index].settings.steps
+            for event in manifest["events"]:
+                display.say(f"expert {todo[index].task} (seed {todo[index].seed}): {event}")
 
         def progressed(running: Mapping[int, tuple[int, int]]) -> None:
             stage.at(done + sum(at for at, _total in running.values()))
@@ -269,7 +282,9 @@ def collect_statistics(
         )
         for seed, need, task in wanted
     }
-    missing = [key for key, spec in specs.items() if statistics_file(spec, root) is None]
+    missing = [
+        key for key, spec in specs.items() if statistics_file(spec, root, display.say) is None
+    ]
     with display.stage("statistics", len(specs), len(specs) - len(missing)) as stage:
         jobs = [
             Job(

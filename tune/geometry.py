@@ -3,15 +3,14 @@
 The key is that of the evaluation's record, so a file belongs to exactly one row and seed.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from apgd.analysis import DeltaLayer, ExpertLayer, delta_layer, expert_layer
-from apgd.errors import InputError
-from apgd.files import write_json
+from apgd.errors import DamagedError, InputError
+from apgd.files import read_sealed, write_sealed
 from apgd.methods import methods
 from apgd.source import source_hash
 from apgd.suites import suites
@@ -70,16 +69,16 @@ def write_geometry(
         "experts": list(experts),
         "layers": [asdict(layer) for layer in layers],
     }
-    write_json(geometry_path(run_dir, key), value)
+    write_sealed(geometry_path(run_dir, key), value)
 
 
 def is_measured(run_dir: Path, key: str) -> bool:
     """Whether the figures of one row and seed are there, and were made by this code."""
     path = geometry_path(run_dir, key)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_sealed(path)
         return bool(found["code"] == source_hash(*_CODE))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, DamagedError, KeyError):
         return False
 
 
@@ -103,7 +102,7 @@ def read_geometry(run_dir: Path, key: str) -> Measured | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_sealed(path)
         experts = tuple(found["experts"])
         if found["method"] == EXPERTS:
             of_experts = tuple(_expert_layer(layer) for layer in found["layers"])

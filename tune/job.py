@@ -4,6 +4,7 @@ from rich.console import Console
 
 from tune.begin import begin, make_experts, send_rest
 from tune.experiment import Experiment, check, without_credentials
+from tune.log import LOG_FILE
 from tune.manifest import Manifest, row_means
 from tune.planning.plan import show_plan
 from tune.report.console import as_rich
@@ -52,7 +53,7 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
     for what, where in (
         ("report", experiment.folder / "report.html"),
         ("records", experiment.folder / "records"),
-        ("log", experiment.folder / "run.log"),
+        ("log", experiment.folder / LOG_FILE),
         ("MLflow", run.tracker.how_to_look),
         ("search", f"uvx optuna-dashboard {without_credentials(storage_url(experiment))}"),
     ):

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-ENDING = ("LeakError", "InputError")
+ENDING = ("LeakError", "InputError", "DamagedError", "DiskFullError", "MemoryFullError")
 """Errors that every other trial would meet too, so that the search ends with them."""
 _ATTEMPTS = 6  # of a rung; then its trial has failed
 _PROBE_SECONDS = 1.0

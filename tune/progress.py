@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from tune.causes import cause_of
+from tune.log import append
 
 
 @dataclass
@@ -79,8 +81,7 @@ class Display:
     ) -> None:
         self._progress.stop()
         if error is not None:
-            # Ray wraps what a worker raised; the cause is what happened.
-            cause = getattr(error, "cause", None) or error
+            cause = cause_of(error)
             self._note(f"ended by {type(cause).__name__}: {cause}".rstrip(": "))
 
     def say(self, text: str) -> None:
@@ -91,10 +92,8 @@ class Display:
     def _note(self, text: str) -> None:
         if self._log is None:
             return
-        line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')}  {' '.join(text.split())}\n"
         try:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(line)
+            append(self._log, text)
         except OSError as error:  # a full disk ends the run where a result is lost, not here
             self.console.print(f"{self._log} misses this line: {error.strerror}", markup=False)
 

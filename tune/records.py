@@ -5,7 +5,7 @@ from everything that determines it, so a record that exists need not be computed
 a run resumes.
 """
 
-import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -14,8 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from apgd.errors import InputError
-from apgd.files import atomic_path, content_key, write_json
+from apgd.errors import DamagedError, InputError
+from apgd.files import (
+    atomic_path,
+    content_key,
+    put_aside,
+    read_sealed,
+    sha256_file,
+    write_sealed,
+)
 from apgd.methods import Value
 
 
@@ -84,11 +91,15 @@ def record_key(
     return content_key([kind, method, variant, seed, dict(params), dict(inputs)])
 
 
+_ANSWERS = "answers_sha256"
+
+
 class RecordStore:
     """The records of one run folder.
 
     Files: `records/<kind>/<key>.json` and, where there are per-example results,
-    `records/<kind>/<key>.npz` with one array per cell, of packed bits for right and wrong.
+    `records/<kind>/<key>.npz` with one array per cell, of packed bits for right and wrong. The hash
+    of the latter is in the former, which has a hash of itself.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -100,6 +111,7 @@ class RecordStore:
     def add(self, record: Record, answers: Mapping[str, np.ndarray] | None = None) -> None:
         """Write a record; `answers` maps cells to one boolean or number per example."""
         path = self._path(record.kind, record.key)
+        fields = asdict(record)
         if answers:
             stored: dict[str, Any] = {}
             for cell, values in answers.items():
@@ -113,7 +125,8 @@ class RecordStore:
                 temporary.open("wb") as file,
             ):
                 np.savez_compressed(file, **stored)
-        write_json(path, asdict(record))
+            fields[_ANSWERS] = sha256_file(path.with_suffix(".npz"))
+        write_sealed(path, fields)
 
     def add_again(self, record: Record, variant: Variant) -> Record:
         """Write a result under another variant whose parameters came out the same.
@@ -153,26 +166,59 @@ class RecordStore:
         for key in self.keys(kind):
             yield _read(self._path(kind, key))
 
+    def put_damaged_aside(self) -> list[str]:
+        """Rename what is not what was written, so that it is computed again; a sentence on each."""
+        return [
+            f"{damage}; it was put aside as {put_aside(path).name} and is computed again"
+            for path in sorted(self.root.rglob("*.json"))
+            for damage in _damage(path)
+        ]
+
     def answers(self, record: Record) -> dict[str, np.ndarray]:
-        """One boolean or number per example, by cell, in the order of the split."""
+        """One boolean or number per example, by cell, in the order of the split.
+
+        Raises:
+            DamagedError: where their file is damaged.
+        """
         path = self._path(record.kind, record.key).with_suffix(".npz")
-        with np.load(path, allow_pickle=False) as stored:
-            return {
-                cell: _unpacked(stored[cell], int(stored[f"{cell}#"]))
-                if f"{cell}#" in stored.files
-                else stored[cell]
-                for cell in stored.files
-                if not cell.endswith("#")
-            }
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {
+                    cell: _unpacked(stored[cell], int(stored[f"{cell}#"]))
+                    if f"{cell}#" in stored.files
+                    else stored[cell]
+                    for cell in stored.files
+                    if not cell.endswith("#")
+                }
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DamagedError(f"{path} must hold the answers of a record: {error}") from error
 
 
 def _unpacked(bits: np.ndarray, count: int) -> np.ndarray:
     return np.unpackbits(bits, count=count).astype(bool)
 
 
-def _read(path: Path) -> Record:
+def _damage(path: Path) -> Iterator[DamagedError]:
+    """What is wrong with a file of results, or with the answers beside it, if anything is."""
+    answers = path.with_suffix(".npz")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        expected = read_sealed(path).get(_ANSWERS)
+    except DamagedError as error:
+        yield error
+        return
+    if expected is not None:
+        found = sha256_file(answers) if answers.exists() else "nothing"
+        if found != expected:
+            yield DamagedError(
+                f"{answers} must have the hash {expected[:12]} that its record names, but has "
+                f"{found[:12]}"
+            )
+
+
+def _read(path: Path) -> Record:
+    fields = read_sealed(path)
+    fields.pop(_ANSWERS, None)
+    try:
         fields["kind"] = Kind(fields["kind"])
         fields["variant"] = Variant(fields["variant"])
         return Record(**fields)

@@ -121,6 +121,10 @@ class Sampling:
         """What was suggested for a trial."""
         return self._params[number]
 
+    def outcome(self, number: int) -> Outcome:
+        """What became of a trial that has finished."""
+        return self._outcomes[number]
+
     def notes(self, number: int) -> Mapping[str, Any]:
         """What the storage keeps of a trial that has finished."""
         return self._notes[number]

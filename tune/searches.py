@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from apgd.errors import InputError
 from apgd.files import content_key
 from apgd.methods import methods
 from apgd.shapes import merged_shapes
@@ -112,9 +113,7 @@ def search_studies(
 
             def on_finish(index: int, number: int, outcome: Outcome) -> Mapping[str, Any]:
                 stage.advance()
-                sampling, key = samplings[left[index]], keys[left[index]]
-                params = sampling.params(number)
-                trial = Trial(sampling.study, key, number, tuple(params.items()))
+                trial = _trial(samplings[left[index]], keys[left[index]], number)
                 record = trial_record(trial, outcome, workload)
                 store.add(record)
                 return {"record": record.key, **_notes(record)}
@@ -131,7 +130,27 @@ def search_studies(
                 [samplings[i] for i in left], shared, pool.handles, scratch, on_finish,
                 display.say, own_identity(),
             )  # fmt: skip
+    for sampling, key in zip(samplings, keys, strict=True):
+        _complete(sampling, key, workload, store)
     return [_searched(sampling, store, display) for sampling in samplings]
+
+
+def _trial(sampling: Sampling, key: str, number: int) -> Trial:
+    return Trial(sampling.study, key, number, tuple(sampling.params(number).items()))
+
+
+def _complete(sampling: Sampling, key: str, workload: Workload, store: RecordStore) -> None:
+    """Make records again that are not there any more, of the rungs that are."""
+    for number in range(sampling.study.trials):
+        if store.get(Kind.TRIAL, sampling.notes(number)["record"]) is not None:
+            continue
+        trial, outcome = _trial(sampling, key, number), sampling.outcome(number)
+        if len(rungs_done(trial, workload.run_dir)) < len(outcome.rungs):
+            raise InputError(
+                f"trial {number} of {sampling.study.name} must have its record or its rungs in "
+                f"{store.root}, but both are gone; another --run-dir makes them again"
+            )
+        store.add(trial_record(trial, outcome, workload))
 
 
 def _say_who_idles(studies: Sequence[Study], workers: int, display: Display) -> None:

@@ -70,7 +70,7 @@ def make_workload(
     seeds = range(experiment.seeds)
     tasks = [task.name for task in suite.tasks]
     data = content_key(sorted([*key, value] for key, value in hashes.items()))
-    base = sha256_file(suite.base_path())[:12]
+    base = sha256_file(suite.base_path())
     posed = content_key(
         [[t.name, t.class_names, t.templates, t.metric] for t in (*suite.tasks, *suite.unseen)]
     )
@@ -79,7 +79,7 @@ def make_workload(
         weights = content_key([experts[seed, task].sha256 for task in tasks])
         limits = f"{experiment.limit}/{experiment.corruption_limit}"
         return (
-            ("base", base),
+            ("base", base[:12]),
             ("data", data),
             ("tasks", posed),
             ("experts", weights),
@@ -98,6 +98,7 @@ def make_workload(
         ),
         inputs=tuple((seed, inputs(seed)) for seed in seeds),
         data=tuple(sorted(hashes.items())),
+        base=base,
         weights=tuple(
             (str(expert.weights), expert.sha256)
             for (_seed, task), expert in sorted(experts.items())

@@ -1,31 +1,43 @@
 """MLflow: a copy of what is on disk, sent by a thread that never stops the run.
 
 A run is found again by the tag that holds its record's key, so sending twice changes nothing: that
-is how `--sync` completes what a server missed.
+is how `--sync` completes what a server missed. Where answers of a server are lost it may have made
+a run twice; then the one that got nothing further is deleted.
 """
 
 import json
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from apgd.errors import InputError
 from tune.experiment import Experiment, run_id, without_credentials
 from tune.records import Kind, Record, RecordStore
 
 _KEY = "apgd.key"
 _PARENT = "mlflow.parentRunId"
+_SETTLED = "apgd.settled"
+"""Tag of a run folder's run, set once its identifier is known here."""
 _INTERVAL_SECONDS = 3.0
+_LONGEST_INTERVAL_SECONDS = 24.0
+"""Between attempts at a server that does not answer."""
 _CLOSE_SECONDS = 60.0
-_INTERRUPTED_SECONDS = 10.0
+_HURRIED_CLOSE_SECONDS = 10.0
+"""Where the run was interrupted, or the server did not answer lately."""
+_SENDERS = 8
+"""Requests to a server at a time: most of their time is waiting."""
 _ENVIRONMENT = {
     # A dead server must not stall the sender for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    # Which would take another request for every run.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
@@ -42,12 +54,27 @@ def _copy_of(experiment: Experiment) -> "MlflowCopy":
 
 
 def synchronise(experiment: Experiment) -> str:
-    """Send MLflow what it does not have yet of a run; a sentence that says what was sent."""
-    copy = _copy_of(experiment)
-    count = copy.send_new()
-    copy.send_summary()
+    """Send MLflow what it does not have yet of a run; a sentence that says what was sent.
+
+    Raises:
+        InputError: where MLflow cannot be reached.
+    """
     where = without_credentials(tracking_uri(experiment))
+    try:
+        copy = _copy_of(experiment)
+        count = copy.send_new()
+        copy.send_summary()
+    except Exception as error:
+        raise InputError(
+            f"MLflow at {where} could not be brought up to date ({_reason(error)}); results are on "
+            f"disk, and --sync may be run again"
+        ) from error
     return f"sent {count} records of {experiment.folder} to {where}"
+
+
+def _reason(error: Exception) -> str:
+    said = without_credentials((str(error).splitlines() or [""])[0][:200])
+    return f"{type(error).__name__}: {said}"
 
 
 class MlflowCopy:
@@ -70,10 +97,14 @@ class MlflowCopy:
         self._store = RecordStore(run_dir)
         self._client = MlflowClient(tracking_uri=uri)
         self._experiment_id = self._find_experiment(experiment, uri)
+        self._at_once = _SENDERS if uri.startswith("http") else 1
         self._parent = self._find_parent()
-        children = list(self._search(f"tags.`{_PARENT}` = '{self._parent}'"))
-        self._run_ids = {run.data.tags[_KEY]: str(run.info.run_id) for run in children}
-        self._sent = {run.data.tags[_KEY] for run in children if run.info.status == "FINISHED"}
+        self._run_ids: dict[str, str] = {}
+        self._sent: set[str] = set()
+        for run in self._once(f"tags.`{_PARENT}` = '{self._parent}'"):
+            self._run_ids[run.data.tags[_KEY]] = str(run.info.run_id)
+            if run.info.status == "FINISHED":
+                self._sent.add(run.data.tags[_KEY])
 
     def _find_experiment(self, name: str, uri: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -87,15 +118,28 @@ class MlflowCopy:
 
     def _find_parent(self) -> str:
         key = run_id(self._run_dir)
-        for run in self._search(f"tags.`{_KEY}` = '{key}'"):
-            return str(run.info.run_id)
-        return self._create(self._run_dir.resolve().name, {_KEY: key})
+        found = [str(run.info.run_id) for run in self._once(f"tags.`{_KEY}` = '{key}'")]
+        parent = found[0] if found else self._create(self._run_dir.resolve().name, {_KEY: key})
+        self._client.set_tag(parent, _SETTLED, "yes")
+        return parent
+
+    def _once(self, condition: str) -> list[Any]:
+        """The runs that were found; of those with the same key one is left."""
+        found: dict[str, Any] = {}
+        for run in sorted(self._search(condition), key=lambda run: not _is_settled(run)):
+            if found.setdefault(run.data.tags[_KEY], run) is not run:
+                self._client.delete_run(run.info.run_id)
+        return list(found.values())
 
     def _search(self, condition: str) -> Iterator[Any]:
         token = None
         while True:
             page = self._client.search_runs(
-                [self._experiment_id], condition, max_results=1000, page_token=token
+                [self._experiment_id],
+                condition,
+                max_results=1000,
+                order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+                page_token=token,
             )
             yield from page
             token = page.token
@@ -107,16 +151,52 @@ class MlflowCopy:
         return str(run.info.run_id)
 
     def send_new(self) -> int:
-        """Send the records that MLflow does not have yet; how many they were."""
-        count = 0
-        for kind in Kind:
-            for key in self._store.keys(kind):
-                record = None if key in self._sent else self._store.get(kind, key)
-                if record is not None:
-                    self._send(key, record)
-                    self._sent.add(key)
-                    count += 1
-        return count
+        """Send the records that MLflow does not have yet; how many they were.
+
+        Raises:
+            Exception: where MLflow fails; what it got until then stays.
+        """
+        missing = deque(
+            (kind, key) for kind in Kind for key in self._store.keys(kind) if key not in self._sent
+        )
+        sent: list[str] = []
+        failed: list[Exception] = []
+
+        def send() -> None:
+            while missing and not failed:
+                try:
+                    kind, key = missing.popleft()
+                except IndexError:  # somebody else took the last one
+                    return
+                try:
+                    if self._send_one(kind, key):
+                        sent.append(key)
+                except Exception as error:
+                    failed.append(error)
+
+        # Daemons, because the process must be able to end while a server keeps one waiting.
+        senders = [
+            threading.Thread(target=send, name="mlflow", daemon=True) for _ in range(self._at_once)
+        ]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        if failed:
+            raise failed[0]
+        return len(sent)
+
+    def _send_one(self, kind: Kind, key: str) -> bool:
+        """Send a record; whether there was one to send."""
+        try:
+            record = self._store.get(kind, key)
+        except InputError:  # a damaged one is dealt with by whoever needs it
+            return False
+        if record is None:
+            return False
+        self._send(key, record)
+        self._sent.add(key)
+        return True
 
     def _send(self, key: str, record: Record) -> None:
         from mlflow.entities import Metric, Param
@@ -151,6 +231,9 @@ class MlflowCopy:
         """Send settings, stage times and the report's files, and end the parent run."""
         from mlflow.entities import Metric, Param
 
+        # A server that was slow may have made runs twice since they were looked for.
+        self._once(f"tags.`{_KEY}` = '{run_id(self._run_dir)}'")
+        self._once(f"tags.`{_PARENT}` = '{self._parent}'")
         manifest_path = self._run_dir / "manifest.json"
         if manifest_path.exists():
             manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
@@ -175,6 +258,11 @@ class MlflowCopy:
         self.mark("FINISHED" if manifest_path.exists() else "KILLED")
 
 
+def _is_settled(run: Any) -> bool:
+    """Whether a run is not one that a server made without our knowing."""
+    return run.info.status == "FINISHED" or _SETTLED in run.data.tags
+
+
 def _tags(values: Mapping[str, Any]) -> list[Any]:
     from mlflow.entities import RunTag
 
@@ -184,14 +272,15 @@ def _tags(values: Mapping[str, Any]) -> list[Any]:
 class Tracker:
     """Keeps an `MlflowCopy` up to date from a thread of its own.
 
-    A server that is down costs one warning; nothing is lost, because everything is on disk.
+    A server that is down, or does not answer, costs a warning; nothing is lost, because everything
+    is on disk, and nothing waits for it but the end of the run, for some seconds.
 
     Args:
         experiment: says which run folder is sent where.
-        warn: called with one sentence where MLflow cannot be reached.
+        say: called with one sentence where MLflow cannot be reached, or can again.
     """
 
-    def __init__(self, experiment: Experiment, warn: Callable[[str], None]) -> None:
+    def __init__(self, experiment: Experiment, say: Callable[[str], None]) -> None:
         self.uri = tracking_uri(experiment)
         """Tracking server or database."""
         self._shown = without_credentials(self.uri)
@@ -202,10 +291,10 @@ class Tracker:
         )
         """An address or a command for people."""
         self._make: Callable[[], MlflowCopy] = lambda: _copy_of(experiment)
-        self._warn = warn
+        self._say = say
         self._closing = threading.Event()
         self._complete = False
-        self._warned = False
+        self._failures = 0  # in a row
         self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
 
     def __enter__(self) -> "Tracker":
@@ -221,34 +310,44 @@ class Tracker:
             return
         self._complete = complete
         self._closing.set()
-        self._thread.join(_CLOSE_SECONDS if complete else _INTERRUPTED_SECONDS)
+        patient = complete and not self._failures
+        self._thread.join(_CLOSE_SECONDS if patient else _HURRIED_CLOSE_SECONDS)
         if self._thread.is_alive():
-            self._warn(f"MLflow at {self._shown} is slow to answer; send the rest with --sync")
+            self._say(f"MLflow at {self._shown} is slow to answer; send the rest with --sync")
 
     def _loop(self) -> None:
         copy: MlflowCopy | None = None
         while True:
-            closing = self._closing.wait(_INTERVAL_SECONDS)
+            longer = 2 ** min(self._failures, 3)
+            closing = self._closing.wait(min(_INTERVAL_SECONDS * longer, _LONGEST_INTERVAL_SECONDS))
             try:
                 if copy is None:
                     copy = self._make()
                     copy.mark("RUNNING")
-                copy.send_new()
+                count = copy.send_new()
                 if closing and self._complete:
                     copy.send_summary()
                 elif closing:
                     copy.mark("KILLED")
+                self._reached(count)
             except Exception as error:
+                # A new one asks what MLflow has: an answer may have been lost.
+                copy = None
                 self._unreachable(error)
             if closing:
                 return
 
+    def _reached(self, count: int) -> None:
+        if self._failures:
+            self._failures = 0
+            self._say(
+                f"MLflow at {self._shown} answers again, and has what it missed: {count} records"
+            )
+
     def _unreachable(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            reason = (str(error).splitlines() or [""])[0][:200]
-            self._warn(
-                f"MLflow at {self._shown} could not be brought up to date "
-                f"({type(error).__name__}: {reason}); results are on disk, send them later with "
-                f"--sync"
+        self._failures += 1
+        if self._failures == 1:
+            self._say(
+                f"MLflow at {self._shown} could not be brought up to date ({_reason(error)}); "
+                f"results are on disk, send them later with --sync"
             )

@@ -1,6 +1,5 @@
 """Trials of a search, rung by rung, where the task vectors are."""
 
-import json
 import math
 import time
 from collections import OrderedDict
@@ -12,7 +11,7 @@ from typing import Any
 from apgd.checkpoints import is_finite
 from apgd.data import Split
 from apgd.data.reader import SplitReader
-from apgd.files import write_json
+from apgd.files import read_sealed, write_sealed
 from apgd.machine import free_memory
 from apgd.methods import Value, methods
 from apgd.shared_work import Bases, SharedWork
@@ -60,7 +59,7 @@ def rungs_done(trial: Trial, run_dir: Path) -> list[RungResult]:
     path = trial.path(run_dir)
     if not path.exists():
         return []
-    found = json.loads(path.read_text("utf-8"))
+    found = read_sealed(path)
     if found["params"] != dict(trial.params):
         return []
     return [RungResult.from_json(values) for values in found["rungs"]]
@@ -75,7 +74,7 @@ def write_rungs(trial: Trial, run_dir: Path, done: Sequence[RungResult]) -> None
     if len(rungs_done(trial, run_dir)) > len(done):
         return
     rungs = [asdict(result) for result in done]
-    write_json(trial.path(run_dir), {"params": dict(trial.params), "rungs": rungs})
+    write_sealed(trial.path(run_dir), {"params": dict(trial.params), "rungs": rungs})
 
 
 class TrialScorer:

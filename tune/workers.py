@@ -22,9 +22,10 @@ from torch import Tensor
 
 from apgd import numerics
 from apgd.data import Split
-from apgd.errors import InputError
+from apgd.errors import InputError, MemoryFullError
 from apgd.files import content_key
 from apgd.finetune import ExpertSpec, finetune
+from apgd.machine import is_out_of_memory
 from apgd.methods import Value
 from apgd.projective import task_bases
 from apgd.source import library_versions, source_hash
@@ -219,11 +220,13 @@ class Worker:
         """Do something that needs a GPU's memory; once more without what is held, where it lacks.
 
         Raises:
-            RuntimeError: where even then it does not fit.
+            MemoryFullError: where even then it does not fit.
         """
         try:
             return act()
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             error.__traceback__ = None  # its frames hold what was computed so far
         self._evaluator = self._trials = None
         gc.collect()
@@ -231,11 +234,14 @@ class Worker:
             torch.cuda.empty_cache()
         try:
             return act()
-        except torch.OutOfMemoryError as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise RuntimeError(
-                f"merges and scores do not fit into the memory of a GPU of {platform.node()}, "
-                f"which workers may share: --scorers-per-gpu 1 gives each its own ({reason})"
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise MemoryFullError(
+                f"merges and scores do not fit into the memory of {self._device} of "
+                f"{platform.node()}, which workers may share: --scorers-per-gpu 1 gives each GPU "
+                f"to one ({reason})"
             ) from None
 
     def peak(self) -> tuple[str, int]:

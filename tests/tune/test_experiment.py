@@ -119,7 +119,7 @@ def test_what_a_killed_check_leaves_behind_is_no_obstacle(tmp_path: Path) -> Non
 def test_two_drivers_do_not_share_a_run_folder(tmp_path: Path) -> None:
     experiment = Experiment(run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
     check(experiment)
-    refused = pytest.raises(InputError, match="another one is working in")
+    refused = pytest.raises(InputError, match=rf"process {os.getpid()} on .* is working in")
     with exclusive(experiment), refused, exclusive(experiment):
         pytest.fail("the second driver got in")
     with exclusive(experiment):
@@ -144,7 +144,9 @@ def test_credentials_are_masked() -> None:
 
 def test_fine_tunings_memory_is_said_for_the_smallest_gpu() -> None:
     def worker(free: int | None) -> Introduction:
-        return Introduction(machine="m", device="GPU", free_bytes=free, code="c", run_id="r")
+        return Introduction(
+            machine="m", device="GPU", free_bytes=free, code="c", libraries=(), run_id="r"
+        )
 
     suite = suites["flan_t5_large_glue"]
     budget = training_budget(suite, suite.finetune, [worker(80 * 10**9), worker(24 * 10**9)])

@@ -54,7 +54,7 @@ class Deadline:
         """The call at which it kills; never, where None."""
         for place, name in (
             (SmallEvaluator, "load"),
-            (trials, "write_json"),
+            (trials, "write_sealed"),
             (RecordStore, "add"),
             (optuna.storages.RDBStorage, "create_new_study"),
             (optuna.Study, "set_metric_names"),
