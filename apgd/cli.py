@@ -3,8 +3,9 @@
 import argparse
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeAlias
 
 from rich.console import Console
 
@@ -17,6 +18,12 @@ from apgd.commands.methods import add_methods
 from apgd.commands.suites import add_suites
 from apgd.errors import InputError
 from apgd.execution import Executor, Here
+from apgd.masking import without_secrets
+
+Add: TypeAlias = Callable[
+    ["argparse._SubParsersAction[argparse.ArgumentParser]"], list[argparse.ArgumentParser]
+]
+"""Adds commands; returns their parsers."""
 
 _INPUT_ERROR = 2
 _INTERRUPTED = 130
@@ -30,19 +37,21 @@ def _here(options: argparse.Namespace) -> Iterator[Executor]:
 def main(
     arguments: Sequence[str] | None = None,
     executor: Callable[[argparse.Namespace], AbstractContextManager[Executor]] = _here,
+    more: Iterable[Add] = (),
 ) -> int:
     """Run the command line; returns the exit status, 2 for bad input.
 
     Args:
         arguments: those of the process, where None.
         executor: makes what works on the matrices of a merge, from the options.
+        more: commands besides this package's own; a command may return an exit status.
     """
     chosen = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options, unknown = _parser(chosen).parse_known_args(chosen)
+        options, unknown = _parser(chosen, more).parse_known_args(chosen)
         options.executor = executor
         options.check_unknown(unknown, options)
-        options.run(options)
+        status: int | None = options.run(options)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         return _INTERRUPTED
@@ -50,18 +59,19 @@ def main(
         bad_input = isinstance(error, InputError)
         label = "error" if bad_input else f"error ({type(error).__name__})"
         errors = Console(stderr=True, soft_wrap=True)
-        errors.print(f"{label}: {error}", markup=False, highlight=False)
+        errors.print(without_secrets(f"{label}: {error}"), markup=False, highlight=False)
         if "--debug" in chosen:
-            errors.print(traceback.format_exc(), markup=False, highlight=False)
+            errors.print(without_secrets(traceback.format_exc()), markup=False, highlight=False)
         return _INPUT_ERROR if bad_input else 1
-    return 0
+    return status or 0
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str], more: Iterable[Add]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="apgd", description="Merge fine-tuned experts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     parsers = add_merge(commands, arguments)
-    for add in (add_methods, add_suites, add_data, add_convert, add_export, add_extract_lora):
+    own = (add_methods, add_suites, add_data, add_convert, add_export, add_extract_lora)
+    for add in (*own, *more):
         parsers += add(commands)
     for command in parsers:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

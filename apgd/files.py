@@ -13,7 +13,7 @@ from typing import Any
 
 from apgd.errors import DamagedError, DiskFullError, InputError
 
-_PROBE = ".probe-"
+PROBE = ".probe-"
 _PART = ".part"
 _SEAL = "seal"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -56,7 +56,7 @@ def check_writable(folder: Path, what: str) -> None:
         folder: where files are going to be written.
         what: what the message calls it, for example "the run folder".
     """
-    probe = folder / f"{_PROBE}{os.getpid()}"
+    probe = folder / f"{PROBE}{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
@@ -70,7 +70,7 @@ def check_writable(folder: Path, what: str) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether a file is what a process that was killed while writing may leave behind."""
-    return path.name.startswith(_PROBE) or (path.name.startswith(".") and path.suffix == _PART)
+    return path.name.startswith(PROBE) or (path.name.startswith(".") and path.suffix == _PART)
 
 
 def write_text(path: Path, text: str) -> None:

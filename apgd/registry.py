@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
@@ -10,6 +11,8 @@ from apgd.errors import InputError
 
 T = TypeVar("T")
 D = TypeVar("D")
+_NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
+"""Names become parts of file names, of addresses on a page, and of commands."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -21,7 +24,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Raises:
         InputError: on look-up of an unknown name; the message lists the known ones.
-        ValueError: where two entries share a name.
+        ValueError: where two entries share a name, or one has a name that could not be a file's.
     """
 
     def __init__(self, package: ModuleType, kind: type[T], noun: str) -> None:
@@ -45,6 +48,11 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._entries
 
     def _add(self, entries: dict[str, T], value: Any) -> None:
+        if not re.fullmatch(_NAME, str(value.name)):
+            raise ValueError(
+                f"a {self._noun}'s name must be lower-case letters, digits, and any of _ . -, at "
+                f"most 64, but got {value.name!r}"
+            )
         known = entries.get(value.name)
         if known is not None and known is not value:
             raise ValueError(f"two {self._noun}s are named {value.name!r}")

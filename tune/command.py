@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from apgd.errors import DiskFullError, InputError, MemoryFullError
+from apgd.masking import without_secrets
 from tune import interrupts
 from tune.causes import cause_of
 from tune.head import HeadLostError
@@ -60,9 +61,10 @@ def run_command(
             return getattr(cause, "status", 130)
         expected = isinstance(cause, _EXPECTED)
         label = "error" if expected else f"error ({type(cause).__name__})"
-        errors.print(f"{label}: {cause}", markup=False, highlight=False)
+        errors.print(without_secrets(f"{label}: {cause}"), markup=False, highlight=False)
         if debug:
-            errors.print("".join(traceback.format_exception(error)), markup=False)
+            shown = without_secrets("".join(traceback.format_exception(error)))
+            errors.print(shown, markup=False)
         elif not expected:
             errors.print("run again with --debug for the traceback", markup=False)
         return INPUT_ERROR if isinstance(cause, InputError) else 1

@@ -4,7 +4,6 @@ import fcntl
 import math
 import os
 import platform
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, read_sealed, write_sealed
 from apgd.hub import check_hub_file
+from apgd.masking import without_credentials
 from apgd.methods import PLUGS, SUFFIX, Value, methods
 from apgd.published import TOLERANCE
 from apgd.shapes import merged_shapes, model_bytes
@@ -241,7 +241,8 @@ class Experiment:
         if self.run_dir is not None:
             return self.run_dir
         smoke = "-smoke" if self.smoke else ""
-        return Path("runs") / f"{self.name}-{self.suite}{smoke}-{content_key(self.identity)}"
+        suite, _, _own_tasks = self.suite.partition("+")  # which have paths
+        return Path("runs") / f"{self.name}-{suite}{smoke}-{content_key(self.identity)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Fields as JSON values, without secrets."""
@@ -250,11 +251,6 @@ class Experiment:
             if values[name] is not None:
                 values[name] = without_credentials(values[name])
         return values
-
-
-def without_credentials(text: str) -> str:
-    """The text with user names and passwords of addresses masked."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
 def check(experiment: Experiment) -> None:
@@ -284,7 +280,7 @@ def check(experiment: Experiment) -> None:
     check_writable(experiment.experts_dir, "the folder of experts")
     size = model_bytes(suite)
     models = len(suite.tasks) + (MULTI_TASK in experiment.references)
-    needed = size * (models * experiment.seeds + 6) + 200 * 2**20
+    needed = experts_bytes(models * experiment.seeds, size)
     needed += statistic_bytes(experiment, suite)
     free = shutil.disk_usage(experiment.experts_dir).free
     if free < needed:
@@ -300,6 +296,11 @@ def check(experiment: Experiment) -> None:
 def merged_rank(suite: Suite) -> int:
     """The smallest min(m, n) over the matrices that a suite merges."""
     return min(min(shape) for shape in merged_shapes(suite).values())
+
+
+def experts_bytes(models: int, size: int) -> int:
+    """Room in bytes for so many fine-tuned models of `size` bytes, and their checkpoints."""
+    return size * (models + 6) + 200 * 2**20
 
 
 def statistic_bytes(experiment: Experiment, suite: Suite) -> int:

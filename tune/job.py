@@ -2,8 +2,9 @@
 
 from rich.console import Console
 
+from apgd.masking import without_credentials
 from tune.begin import begin, make_experts, send_rest
-from tune.experiment import Experiment, check, without_credentials
+from tune.experiment import Experiment, check
 from tune.log import LOG_FILE
 from tune.manifest import Manifest, row_means
 from tune.planning.plan import show_plan

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from apgd.masking import without_secrets
 from tune.causes import cause_of
 from tune.log import append
 
@@ -63,7 +64,7 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", style="dim"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -85,7 +86,8 @@ class Display:
             self._note(f"ended by {type(cause).__name__}: {cause}".rstrip(": "))
 
     def say(self, text: str) -> None:
-        """One line above the bars, and in the log."""
+        """One line above the bars, and in the log; secrets are masked."""
+        text = without_secrets(text)
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         self._note(text)
 
@@ -93,7 +95,7 @@ class Display:
         if self._log is None:
             return
         try:
-            append(self._log, text)
+            append(self._log, without_secrets(text))
         except OSError as error:  # a full disk ends the run where a result is lost, not here
             self.console.print(f"{self._log} misses this line: {error.strerror}", markup=False)
 

@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from apgd.masking import without_secrets
 from tune import interrupts
 from tune.judges import Ended, Loss, News, Order, Place, Stuck
 from tune.sampling import Outcome, Sampling
@@ -163,8 +164,9 @@ class Studies:
 
     def _finish(self, ended: Ended) -> None:
         """Note that a trial is over; one that ended the whole search, or ended with it, is not."""
+        error = None if ended.error is None else without_secrets(ended.error)
         if ended.ends_search:
-            self.end = f"an error that all trials meet: {ended.error}"
+            self.end = f"an error that all trials meet: {error}"
         if self.end is not None:
             return
         index, number = ended.place
@@ -172,7 +174,7 @@ class Studies:
         outcome = Outcome(
             rungs=ended.values,
             complete=len(ended.values) == len(sampling.study.rungs),
-            error=ended.error,
+            error=error,
             times=ended.times,
         )
         sampling.finish(number, outcome, self._on_finish(index, number, outcome))
@@ -280,7 +282,7 @@ class _Deaths(ray_tune.Callback):
 
 def _reason(trial: TuneTrial) -> str:
     lines = str(trial.get_error() or "").strip().splitlines()
-    return lines[-1].strip() if lines else "see Ray's logs"
+    return without_secrets(lines[-1].strip()) if lines else "see Ray's logs"
 
 
 class _Stopper(ray_tune.Stopper):

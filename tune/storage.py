@@ -14,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from apgd.errors import InputError
-from tune.experiment import Experiment, without_credentials
+from apgd.masking import without_credentials, without_secrets
+from tune.experiment import Experiment
 
 
 def storage_url(experiment: Experiment) -> str:
@@ -32,7 +33,7 @@ def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
     try:
         return optuna.storages.RDBStorage(url)
     except (SQLAlchemyError, ImportError) as error:
-        reason = without_credentials((str(error).splitlines() or [""])[0])
+        reason = (without_secrets(str(error)).splitlines() or [""])[0]
         raise InputError(
             f"--storage must be a database that Optuna can open, for example "
             f"sqlite:///studies.db, but got {without_credentials(url)!r}: {reason}"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from apgd.errors import InputError
-from tune.experiment import Experiment, run_id, without_credentials
+from apgd.masking import without_credentials, without_secrets
+from tune.experiment import Experiment, run_id
 from tune.records import Kind, Record, RecordStore
 
 _KEY = "apgd.key"
@@ -73,7 +74,7 @@ def synchronise(experiment: Experiment) -> str:
 
 
 def _reason(error: Exception) -> str:
-    said = without_credentials((str(error).splitlines() or [""])[0][:200])
+    said = (without_secrets(str(error)).splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {said}"
 
 

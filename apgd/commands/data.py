@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
+from rich.text import Text
 
 from apgd.data import Split
 from apgd.data.hub import HubDataset
@@ -151,7 +152,9 @@ def _show(states: Mapping[str, tuple[SplitState, ...]]) -> None:
             if split is not None:
                 classes = "–" if split.classes is None else str(split.classes)
                 cells = [str(split.rows), classes, _size(split.bytes), split.content_sha256[:12]]
-            table.add_row(task, state.name, *cells, state.problem or _OK)
+            # What is wrong may be told in words of the data.
+            texts = (task, state.name, *cells, state.problem or _OK)
+            table.add_row(*map(Text, texts))
     _print(table)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
+from rich.text import Text
 
 from apgd.checkpoints import save_weights
 from apgd.commands._evidence import add_evidence_options, evidence_from
@@ -217,7 +218,7 @@ def _details(summary: MergeSummary) -> Table:
         after, before = details.get("loss_after"), details.get("loss_before")
         left = f"{after / before:.1e}" if isinstance(after, float) and before else "–"  # type: ignore[operator]
         table.add_row(
-            layer.name,
+            Text(layer.name),
             " x ".join(map(str, layer.shape)),
             _span(layer.task_norms),
             _span(details.get("coefficients")),

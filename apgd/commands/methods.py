@@ -3,6 +3,7 @@
 import argparse
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from apgd.methods import SUFFIX, Method, Parameter, methods
@@ -62,12 +63,12 @@ def _overview() -> Table:
     for method in methods.values():
         declared = method.params.declared()
         shown = ", ".join(f"{p.name}={default_text(p)}" for p in declared)
-        table.add_row(method.name, method.title, method.needs, shown or "none")
+        table.add_row(*map(escape, (method.name, method.title, method.needs, shown or "none")))
     return table
 
 
 def _describe(method: Method, console: Console) -> None:
-    console.print(f"[bold]{method.name}[/bold]  {method.title}. {method.source}.")
+    console.print(f"[bold]{method.name}[/bold]  {escape(f'{method.title}. {method.source}.')}")
     console.print(f"needs {method.needs}", highlight=False)
     table = Table("parameter", "default", "range", "searched in", "meaning", box=None)
     for declared in method.params.declared():
@@ -76,7 +77,7 @@ def _describe(method: Method, console: Console) -> None:
             default_text(declared),
             declared.range_text,
             declared.search_text,
-            declared.meaning,
+            escape(declared.meaning),
         )
     if table.row_count:
         console.print(table)

@@ -73,8 +73,10 @@ def cached(images: EncodedImages, report: Callable[[int, int], None] | None = No
 
 def _opened(path: Path, images: EncodedImages) -> np.ndarray | None:
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(array, np.ndarray):  # an archive of several
         return None
     return array if (array.shape, array.dtype) == (images.shape, images.dtype) else None
 

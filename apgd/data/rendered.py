@@ -77,6 +77,8 @@ class RenderedStore:
         try:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / "labels.npy", allow_pickle=False)
+            if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+                return None  # archives of several
             examples = ImageExamples(images, labels)
         except (OSError, ValueError, EOFError, InputError):
             # ValueError covers what NumPy says of a broken header or a file that is too short.

@@ -20,7 +20,7 @@ from apgd.heads import Head
 from apgd.registry import Registry
 from apgd.suites._suite import Suite
 
-_NAME = r"[a-z0-9][a-z0-9_.-]*"
+_NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 _SPEC = re.compile(rf"\+(?={_NAME}=/)")
 _TEMPLATES = ("a photo of a {}",)
 _KEYS = ("data", "title", "class_names", "templates", "image_column", "label_column")
@@ -212,7 +212,8 @@ def own_task(name: str, path: Path) -> OwnTask:
 def _check_name(name: str) -> None:
     if not re.fullmatch(_NAME, name):
         raise InputError(
-            f"a task's name must be lower-case letters, digits, and any of _ . -, but got {name!r}"
+            f"a task's name must be lower-case letters, digits, and any of _ . -, at most 64, "
+            f"but got {name!r}"
         )
 
 
@@ -244,6 +245,8 @@ def with_tasks(suite: str, tasks: tuple[str, ...]) -> str:
         if not (separator and path):
             raise InputError(f"--task must be NAME=PATH, but got {task!r}")
         _check_name(name)
+        if _SPEC.search(str(Path(path).resolve())):
+            raise InputError(f"the path of a task must not hold +NAME=/, but got {task!r}")
         suite += f"+{name}={Path(path).resolve()}"
     return suite
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from apgd import InputError
+from apgd.masking import without_credentials
 from apgd.suites import suites
-from tune.experiment import Experiment, check, exclusive, without_credentials
+from tune.experiment import Experiment, check, exclusive
 from tune.experts import training_budget
 from tune.workers import Introduction
 

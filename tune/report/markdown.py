@@ -94,4 +94,5 @@ def _inline(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Without line breaks, and without characters that steer a terminal or turn text round."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())

@@ -1,0 +1,25 @@
+"""A Ray that is started here listens to this machine alone."""
+
+import ipaddress
+
+import psutil
+import pytest
+
+from tune.cluster import ray_session
+
+
+@pytest.mark.slow  # starts Ray with its dashboard
+def test_ray_listens_on_loopback_alone() -> None:
+    with ray_session(address="local", cpus=1, dashboard=True):
+        processes = psutil.Process().children(recursive=True)
+        assert {"raylet", "gcs_server"} <= {process.name() for process in processes}
+        listening = [
+            (process.name(), connection.laddr)
+            for process in (psutil.Process(), *processes)
+            for connection in process.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert len(listening) >= 4
+    outside = [(name, at) for name, at in listening if not ipaddress.ip_address(at.ip).is_loopback]
+    assert outside == []
+    assert any(at.port >= 8265 for _name, at in listening)
