@@ -1,6 +1,7 @@
 """Trials, rung by rung: what is computed, what is kept, and what is read."""
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 from apgd import shared_work
 from apgd.data import Split
 from apgd.data.reader import LeakError
-from apgd.files import read_sealed, write_sealed
 from apgd.methods import methods
 from apgd.projective import task_bases
 from apgd.shared_work import SharedWork
@@ -122,10 +122,10 @@ def test_a_rung_makes_up_for_those_that_are_missing(scorer: TrialScorer) -> None
     assert done[2] == last
     assert rungs_done(trial(4), scorer.workload.run_dir) == []
     path = trial(3).path(scorer.workload.run_dir)
-    found = read_sealed(path)
+    found = json.loads(path.read_text())
     assert found["rungs"][2]["share"] == 1.0
     # Rungs of other parameters under the same number do not count.
-    write_sealed(path, {**found, "params": {**found["params"], "eta": 0.5}})
+    path.write_text(json.dumps({**found, "params": {**found["params"], "eta": 0.5}}))
     assert rungs_done(trial(3), scorer.workload.run_dir) == []
 
 
@@ -203,10 +203,10 @@ def test_the_search_stage_decomposes_once_for_all_studies(
     asked: Counter[tuple[int, str, int]] = Counter()
     original = searches.Job
 
-    def job(method: str, arguments: tuple[Any, ...], what: str = "") -> Any:
+    def job(method: str, arguments: tuple[Any, ...], *what: str) -> Any:
         _workload, seed, name, count = arguments
         asked[seed, name, count] += 1
-        return original(method, arguments, what)
+        return original(method, arguments, *what)
 
     monkeypatch.setattr(searches, "Job", job)
     study = dataclasses.replace(STUDY, trials=3)
