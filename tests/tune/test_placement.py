@@ -20,7 +20,7 @@ from tune.workers import Introduction, Job, WorkerPool, check_introduction, own_
 
 @pytest.fixture(scope="module")
 def two_gpus() -> Iterator[None]:
-    with clusters._on_loopback():
+    with clusters.on_loopback():
         ray.init(
             address="local", num_cpus=8, num_gpus=2, include_dashboard=False,
             log_to_driver=False, object_store_memory=80 * 2**20,
