@@ -9,6 +9,8 @@ import pytest
 
 from tests.faults.small_run import SEARCHED, SmallRun, assert_same
 
+pytestmark = pytest.mark.slow
+
 _DAMAGE = "a checkpoint with a flipped bit, or truncated"
 _RECORD = "a damaged record"
 
@@ -54,7 +56,6 @@ def test_a_run_folder_with_damage_is_mended(
     survived(_RECORD, 3)
 
 
-@pytest.mark.slow
 @pytest.mark.fault(_RECORD, times=3)
 def test_a_search_with_damage_is_mended(
     searched: Path, tmp_path: Path, survived: Callable[..., None]

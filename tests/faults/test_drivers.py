@@ -10,6 +10,8 @@ import pytest
 
 from tests.faults.small_run import SmallRun, assert_same, kill_driver, nothing_left
 
+pytestmark = pytest.mark.slow
+
 Survived = Callable[..., None]
 _KILLED = "SIGKILL of the driver, then the same command"
 _TERMINATED = "SIGTERM"

@@ -35,6 +35,8 @@ from tune.workers import (
     own_libraries,
 )
 
+pytestmark = pytest.mark.slow
+
 Survived = Callable[..., None]
 _TRAINER = "SIGKILL of an expert actor in mid-training"
 _EVALUATOR = "SIGKILL of an evaluator in mid-merge"
@@ -161,7 +163,7 @@ def workload(run_dir: Path, experts: dict[str, Expert]) -> Workload:
 
 
 MERGE = ScoreJob(
-    Purpose.FINAL, "doge_ta", Variant.PUBLISHED, 0, (("iterations", 1000),), tasks=TASKS
+    Purpose.FINAL, "doge_ta", Variant.PUBLISHED, 0, (("iterations", 4000),), tasks=TASKS
 )
 
 
@@ -242,8 +244,8 @@ def test_an_evaluator_stands_still(
     work = workload(tmp_path, experts)
     stopped = while_merging(pool, work, psutil.Process.suspend)
     assert_merged(work, expected)
-    (line,) = [one for one in said if "far longer than others take" in one]
-    assert "has been scoring doge_ta (seed 0) for" in line
+    (line,) = [one for one in said if "has been scoring doge_ta (seed 0) for" in one]
+    assert "far longer than others take" in line
     with suppress(psutil.NoSuchProcess):
         stopped.resume()
     survived(_SLOW)

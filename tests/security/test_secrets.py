@@ -99,7 +99,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
         (["--storage", f"postgresql://me:{PASSWORD}@127.0.0.1:9/x", "--debug"], 2),
         (["--storage", f"nonsense://me:{PLAIN_PASSWORD}@h/x", "--debug"], 2),
         (["--tracking-uri", f"ftp://me:{PLAIN_PASSWORD}@h/x", "--debug"], 2),
-        (["--sync", "--tracking-uri", f"http://me:{PLAIN_PASSWORD}@127.0.0.1:9", "--debug"], 1),
+        (["--sync", "--tracking-uri", f"http://me:{PLAIN_PASSWORD}@127.0.0.1:9", "--debug"], 2),
     ],
 )
 def test_errors_with_tracebacks(

@@ -17,6 +17,7 @@ import optuna
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from apgd.checkpoints import save_weights
 from apgd.data import ImageExamples, Split
@@ -81,6 +82,12 @@ class Orchard:
         self.tasks = [SimpleNamespace(name=task) for task in TASKS]
 
     is_merged = staticmethod(two_dimensional)
+
+    def build_model(self) -> nn.Module:
+        model = nn.Module()
+        for name, shape in SHAPES.items():
+            model.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        return model
 
     def base_path(self) -> Path:
         return self._folder / "base.safetensors"

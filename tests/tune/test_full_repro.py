@@ -226,6 +226,7 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak  # tests/faults do the same faster, to one seed
 def test_killed_and_interrupted_runs_end_with_the_same_numbers(
     smoke: tuple[Path, str], tmp_path: Path
 ) -> None:

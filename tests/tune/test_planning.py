@@ -336,6 +336,7 @@ def test_a_piped_plan_and_a_bad_description(tmp_path: Path) -> None:
 SMOKE = ["--smoke", "--address", "local", "--cpus", "2"]
 
 
+@pytest.mark.slow
 def test_the_run_does_what_was_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Planned, run, planned again with everything there: counts of stages are the run's own."""
     arguments = [*SMOKE, "--run-dir", str(tmp_path / "runs" / "a"), "--experts-dir",

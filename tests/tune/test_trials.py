@@ -1,7 +1,6 @@
 """Trials, rung by rung: what is computed, what is kept, and what is read."""
 
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from apgd import shared_work
 from apgd.data import Split
 from apgd.data.reader import LeakError
+from apgd.files import read_sealed, write_sealed
 from apgd.methods import methods
 from apgd.projective import task_bases
 from apgd.shared_work import SharedWork
@@ -122,10 +122,10 @@ def test_a_rung_makes_up_for_those_that_are_missing(scorer: TrialScorer) -> None
     assert done[2] == last
     assert rungs_done(trial(4), scorer.workload.run_dir) == []
     path = trial(3).path(scorer.workload.run_dir)
-    found = json.loads(path.read_text())
+    found = read_sealed(path)
     assert found["rungs"][2]["share"] == 1.0
     # Rungs of other parameters under the same number do not count.
-    path.write_text(json.dumps({**found, "params": {**found["params"], "eta": 0.5}}))
+    write_sealed(path, {**found, "params": {**found["params"], "eta": 0.5}})
     assert rungs_done(trial(3), scorer.workload.run_dir) == []
 
 
