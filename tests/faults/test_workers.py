@@ -1,5 +1,6 @@
 """Workers die, stop, run out of disk or memory: others do their work, with the same numbers."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 
 from apgd import InputError, numerics
@@ -202,16 +204,20 @@ def while_merging(
 ) -> psutil.Process:
     """Do something to the worker that merges, about a second after it has begun."""
     warm(pool, work)
-    busy: list[psutil.Process] = []
+    crew = pool._started()
+    assert crew.gather(90) == 2
+    first: Any = crew.workers[crew._free[0]]  # who gets the only job
+    worker = psutil.Process(ray.get(first.__ray_call__.remote(lambda _self: os.getpid())))
+    done: list[bool] = []
     began = time.monotonic()
 
     def watch(_progress: dict[int, tuple[int, int]]) -> None:
-        if not busy and time.monotonic() - began > 1:
-            busy.append(busiest())
-            act(busy[0])
+        if not done and time.monotonic() - began > 1:
+            done.append(True)
+            act(worker)
 
     pool.run([Job("score", (work, MERGE), "scoring doge_ta (seed 0)")], on_progress=watch)
-    (worker,) = busy
+    assert done
     return worker
 
 
