@@ -69,6 +69,7 @@ class Sampling:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "`gamma` has been deprecated", FutureWarning)
         self.study = study
         directions = [StudyDirection.MAXIMIZE] * len(study.objectives)
         self._distributions = {
@@ -150,9 +151,7 @@ class Sampling:
         elif self.study.sampler is Sampler.GRID:
             self._begin(self._grid[number - 1])
         else:
-            self._params.append(
-                self._seen.suggest(_sampler(self.study, number, self._distributions))
-            )
+            self._params.append(self._seen.suggest(_sampler(self.study, number, self._seen)))
         return number, self._params[number]
 
     def _begin(self, params: Params) -> None:
@@ -262,9 +261,7 @@ class _Tpe(optuna.samplers.TPESampler):
         return self.space
 
 
-def _sampler(
-    study: Study, number: int, space: Mapping[str, BaseDistribution]
-) -> optuna.samplers.BaseSampler:
+def _sampler(study: Study, number: int, seen: Seen) -> optuna.samplers.BaseSampler:
     """The sampler of one suggestion, with the arguments pinned that have changed over time."""
     seed = int(np.random.SeedSequence([study.suggesting_seed, number]).generate_state(1)[0])
     if study.sampler is Sampler.RANDOM:
@@ -276,8 +273,9 @@ def _sampler(
         multivariate=True,
         group=False,
         constant_liar=True,
+        gamma=lambda _count: seen.good,
     )
-    sampler.space = {name: known for name, known in space.items() if not known.single()}
+    sampler.space = {name: known for name, known in seen.space.items() if not known.single()}
     return sampler
 
 

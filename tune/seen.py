@@ -2,24 +2,28 @@
 
 Optuna's TPE reads its whole history at every suggestion, so that a study of 10,000 trials would
 take longer and longer over each. Here it sees the best and, of the others, as many as spread evenly
-over the study: which ones follows from the trials' numbers and outcomes alone.
+over the study: which ones follows from the trials' numbers and outcomes alone. It still takes as
+many for good ones as if it saw them all, since they make its model of good trials fine or coarse.
 """
 
+import math
 from bisect import insort
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tune.studies import Params
 
-MOST = 120
+MOST = 250
 """So many ended trials samplers see at most."""
 _BEST = 25
-"""Of them, those that are the best: more than TPE builds its model of good trials from."""
+"""Of them, those that are the best: as many as TPE builds its model of good trials from at most."""
+_GOOD = 0.1
+"""The part of all trials that TPE takes for good ones, as long as there are no more than those."""
 
 
 class Seen:
@@ -34,7 +38,11 @@ class Seen:
     def __init__(
         self, distributions: Mapping[str, BaseDistribution], objectives: int, most: int = MOST
     ) -> None:
-        self._distributions = dict(distributions)
+        self.space = {name: _continuous(own) for name, own in distributions.items()}
+        """The parameters as samplers see them."""
+        self._whole = {
+            n: own for n, own in distributions.items() if isinstance(own, IntDistribution)
+        }
         self._storage = _Storage()
         directions = [StudyDirection.MAXIMIZE] * objectives
         self._study = optuna.create_study(storage=self._storage, directions=directions)
@@ -53,6 +61,11 @@ class Seen:
         spread = np.linspace(0, len(self._ended) - 1, self._most - len(best)).round().astype(int)
         return sorted({*best, *(self._ended[i] for i in spread)})
 
+    @property
+    def good(self) -> int:
+        """How many trials TPE takes for good ones: as many as if it saw all of them."""
+        return min(math.ceil(_GOOD * len(self._ended)), _BEST)
+
     def _leading(self) -> list[int]:
         if not self._front:
             return [-place for _, place in self._best[-_BEST:]]
@@ -65,18 +78,26 @@ class Seen:
         """Show a trial under way; trials are numbered from 0."""
         # The only study of its storage: its trials' identifiers are their numbers.
         number = self._storage.create_new_trial(self._study._study_id)
-        for name, distribution in self._distributions.items():
-            internal = distribution.to_internal_repr(params[name])
-            self._storage.set_trial_param(number, name, internal, distribution)
+        self._show(number, params)
         self._running.add(number)
+
+    def _show(self, number: int, params: Params) -> None:
+        for name, value in params.items():
+            internal = self.space[name].to_internal_repr(value)
+            self._storage.set_trial_param(number, name, internal, self.space[name])
 
     def suggest(self, sampler: optuna.samplers.BaseSampler) -> Params:
         """Let a sampler suggest a trial, which then is under way."""
-        self._storage.shown = [*self.shown, *sorted(self._running)]
+        self._storage.show([*self.shown, *sorted(self._running)])
         self._study.sampler = sampler
-        trial = self._study.ask(self._distributions)
+        trial = self._study.ask(self.space)
+        whole: Params = {
+            name: min(max(round(trial.params[name]), known.low), known.high)
+            for name, known in self._whole.items()
+        }
+        self._show(trial.number, whole)
         self._running.add(trial.number)
-        return dict(trial.params)
+        return {**trial.params, **whole}
 
     def tell(self, number: int, values: Sequence[float] | None) -> None:
         """Show what came of a trial; None for one that failed, which is not seen any more."""
@@ -96,13 +117,26 @@ class Seen:
             self._front = {**kept, number: own}
 
 
+def _continuous(known: BaseDistribution) -> BaseDistribution:
+    """A whole number's range as one of numbers that are rounded; others as they are.
+
+    For whole numbers TPE integrates over every step, which is most of the time that it takes.
+    """
+    if not isinstance(known, IntDistribution) or known.single():
+        return known
+    return FloatDistribution(known.low - 0.5, known.high + 0.5, log=known.log)
+
+
 class _Storage(optuna.storages.InMemoryStorage):
     """Shows some of its trials."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shown: list[int] = []
-        """Their numbers."""
+        self._shown: list[FrozenTrial] = []
+
+    def show(self, numbers: Sequence[int]) -> None:
+        """Show these from now on."""
+        self._shown = [self.get_trial(number) for number in numbers]
 
     def get_all_trials(
         self,
@@ -111,5 +145,5 @@ class _Storage(optuna.storages.InMemoryStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """The trials that are shown."""
-        trials = [self.get_trial(number) for number in self.shown]
-        return trials if states is None else [t for t in trials if t.state in states]
+        shown = self._shown
+        return list(shown) if states is None else [t for t in shown if t.state in states]

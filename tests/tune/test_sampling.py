@@ -23,6 +23,7 @@ from tune.objectives import Objective
 from tune.rungs import Rungs
 from tune.sampling import Outcome, Sampling, most_trials
 from tune.searches import _storage_name
+from tune.seen import Seen
 from tune.studies import Params, Sampler, Study
 
 TWO = (Objective.ACCURACY, Objective.WORST_TASK)
@@ -511,11 +512,14 @@ def test_bad_studies_are_refused(fields: dict[str, Any], message: str) -> None:
         small_study(**fields)
 
 
+@pytest.mark.filterwarnings("ignore:`gamma` has been deprecated")
 def test_arguments_of_the_sampler_are_pinned() -> None:
     """What another version of Optuna might choose otherwise is said."""
-    sampler: Any = sampling._sampler(small_study(), 3, {})
+    seen = Seen({}, 1)
+    sampler: Any = sampling._sampler(small_study(), 3, seen)
     assert sampler._n_startup_trials == 8
     assert sampler._n_ei_candidates == 24
+    assert sampler._gamma(60) == seen.good
     assert (sampler._multivariate, sampler._group, sampler._constant_liar) == (True, False, True)
 
 

@@ -2,18 +2,19 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from tests.tune.small_search import small_study
 from tune import sampling
 from tune.sampling import Outcome, Sampling
-from tune.seen import Seen
+from tune.seen import MOST, Seen
 from tune.studies import Study
 
 LINE = {"x": FloatDistribution(0.0, 1.0)}
@@ -58,6 +59,32 @@ def test_of_several_objectives_the_front_is_seen() -> None:
     assert len(told(slope, most=60).shown) <= 60
 
 
+def test_as_many_are_good_as_if_all_were_seen() -> None:
+    goods = [told([[float(i)] for i in range(count)], most=50).good for count in (1, 200, 900)]
+    assert goods == [1, 20, 25]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_whole_numbers_are_drawn_over_their_range(sampler: str, log: bool) -> None:
+    space = {"k": IntDistribution(1, 4, log=log), "one": IntDistribution(7, 7)}
+    seen, counts = Seen(space, 1), Counter[int]()
+    for seed in range(300):
+        kind = optuna.samplers.RandomSampler if sampler == "random" else optuna.samplers.TPESampler
+        params = seen.suggest(kind(seed=seed))
+        assert params["one"] == 7
+        assert isinstance(params["k"], int)
+        counts[params["k"]] += 1
+        if sampler == "tpe":
+            seen.tell(seed, [-abs(params["k"] - 4)])
+    assert set(counts) <= {1, 2, 3, 4}
+    assert {1, 4} <= set(counts)
+    if sampler == "random" and log:
+        assert counts[1] > counts[2] > counts[4]
+    elif sampler == "random":
+        assert min(counts.values()) > 50
+
+
 def test_samplers_read_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     original = optuna.samplers.TPESampler.sample_relative
@@ -95,6 +122,6 @@ def regret(most: int, seed: int) -> float:
 
 @pytest.mark.slow
 def test_a_part_suggests_as_well_as_the_whole() -> None:
-    part, whole = ([regret(most, seed) for seed in range(4)] for most in (120, 10**6))
+    part, whole = ([regret(most, seed) for seed in range(4)] for most in (MOST, 10**6))
     spread = max(whole) - min(whole)
     assert sum(part) / 4 <= sum(whole) / 4 + spread
