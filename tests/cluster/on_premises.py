@@ -85,15 +85,10 @@ class OnPremises:
         """Do what the README says."""
         return self.machines.operate(self.as_typed(command), timeout)
 
-    def up(self) -> None:
-        """Start the cluster, and wait until all machines have joined."""
-        self.do(f"uv run ray up -y {FILE}")
+    def wait_for_all(self, status: str) -> None:
+        """Wait until that command says that all machines have joined."""
         everybody = f"\n {len(self.machines.all)} local.cluster.node"
-        wait_until(
-            lambda: everybody in self.do(f"uv run ray exec {FILE} 'ray status'"),
-            "all machines to join",
-            90,
-        )
+        wait_until(lambda: everybody in self.do(status), "all machines to join", 90)
 
     def start(self, name: str) -> subprocess.Popen[str]:
         """Submit a short smoke run into the folder of that name."""
