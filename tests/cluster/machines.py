@@ -140,6 +140,14 @@ class Machine:
         (init,) = unshare.children()
         return int(init.pid)
 
+    def programs(self) -> set[str]:
+        """Names of the programs that run on the machine."""
+        names = set()
+        for process in psutil.Process(self.pid_of_init()).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                names.add(process.name())
+        return names
+
     def kill(self) -> None:
         """Pull the plug: SIGKILL to process 1, with which all others of the machine die."""
         assert self.process is not None
