@@ -1,5 +1,6 @@
 """Ray: start it here or join the cluster, and say what was found."""
 
+import importlib.util
 import logging
 import os
 import tempfile
@@ -219,6 +220,11 @@ def _connect(address: str | None, cpus: int | None, dashboard: bool, shared_byte
             pass
         else:
             return True
+    if dashboard and importlib.util.find_spec("aiohttp_cors") is None:
+        raise InputError(
+            "--dashboard must have Ray's dashboard installed, which is left out by default: add it "
+            "with `uv run --extra dashboard ...`"
+        )
     with on_loopback():
         ray.init(
             address="local",

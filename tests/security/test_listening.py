@@ -3,14 +3,12 @@
 import ipaddress
 
 import psutil
-import pytest
 
 from tune.cluster import ray_session
 
 
-@pytest.mark.slow  # starts Ray with its dashboard
 def test_ray_listens_on_loopback_alone() -> None:
-    with ray_session(address="local", cpus=1, dashboard=True):
+    with ray_session(address="local", cpus=1):
         processes = psutil.Process().children(recursive=True)
         assert {"raylet", "gcs_server"} <= {process.name() for process in processes}
         listening = [
@@ -22,4 +20,3 @@ def test_ray_listens_on_loopback_alone() -> None:
     assert len(listening) >= 4
     outside = [(name, at) for name, at in listening if not ipaddress.ip_address(at.ip).is_loopback]
     assert outside == []
-    assert any(at.port >= 8265 for _name, at in listening)
