@@ -18,5 +18,10 @@ def test_ray_listens_on_loopback_alone() -> None:
             if connection.status == psutil.CONN_LISTEN
         ]
     assert len(listening) >= 4
-    outside = [(name, at) for name, at in listening if not ipaddress.ip_address(at.ip).is_loopback]
+    outside = [(name, at) for name, at in listening if not _is_loopback(at.ip)]
     assert outside == []
+
+
+def _is_loopback(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
