@@ -112,17 +112,34 @@ def training(task: str, root: Path) -> Job:
     return Job("train", (SUITE.name, spec_of(task), root), told, trains=True)
 
 
-def processes() -> list[psutil.Process]:
-    """Those of workers."""
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if "ray::RemoteWorker" in " ".join(p.cmdline())]
+def next_worker(pool: WorkerPool) -> psutil.Process:
+    """The process that is given the next job, where nobody works."""
+    crew = pool._started()
+    assert crew.gather(90) == 2
+    first: Any = crew.workers[crew._free[0]]
+    return psutil.Process(ray.get(first.__ray_call__.remote(lambda _self: os.getpid())))
 
 
-def busiest() -> psutil.Process:
-    """The worker that works."""
-    used = {p: sum(p.cpu_times()[:2]) for p in processes()}
-    time.sleep(0.2)
-    return max(used, key=lambda p: sum(p.cpu_times()[:2]) - used[p])
+def while_training(
+    pool: WorkerPool, root: Path, act: Callable[[psutil.Process], None]
+) -> tuple[dict[str, Any], psutil.Process]:
+    """Do something to the worker that trains, once there is a part of it on disk.
+
+    Returns:
+        The expert's manifest, and that worker.
+    """
+    checkpoint = spec_of("signs").folder(root) / "training.safetensors"
+    worker = next_worker(pool)
+    done: list[bool] = []
+
+    def watch(_progress: dict[int, tuple[int, int]]) -> None:
+        if not done and checkpoint.exists():
+            done.append(True)
+            act(worker)
+
+    (manifest,) = pool.run([training("signs", root)], on_progress=watch)
+    assert done, "the training ended before anything was done to it"
+    return manifest, worker
 
 
 @pytest.mark.fault(_TRAINER)
@@ -133,16 +150,7 @@ def test_a_trainer_is_killed(
     tmp_path: Path,
     survived: Survived,
 ) -> None:
-    checkpoint = spec_of("signs").folder(tmp_path) / "training.safetensors"
-    killed: list[psutil.Process] = []
-
-    def kill_once(_progress: dict[int, tuple[int, int]]) -> None:
-        if not killed and checkpoint.exists():
-            killed.append(busiest())
-            killed[0].kill()
-
-    (manifest,) = pool.run([training("signs", tmp_path)], on_progress=kill_once)
-    assert killed
+    manifest, _killed = while_training(pool, tmp_path, psutil.Process.kill)
     assert manifest["resumed_at_step"] > 0
     resumed = find_expert(spec_of("signs"), tmp_path)
     assert resumed is not None
@@ -204,10 +212,7 @@ def while_merging(
 ) -> psutil.Process:
     """Do something to the worker that merges, about a second after it has begun."""
     warm(pool, work)
-    crew = pool._started()
-    assert crew.gather(90) == 2
-    first: Any = crew.workers[crew._free[0]]  # who gets the only job
-    worker = psutil.Process(ray.get(first.__ray_call__.remote(lambda _self: os.getpid())))
+    worker = next_worker(pool)
     done: list[bool] = []
     began = time.monotonic()
 
@@ -265,21 +270,13 @@ def test_a_training_stands_still(
     tmp_path: Path,
     survived: Survived,
 ) -> None:
-    checkpoint = spec_of("signs").folder(tmp_path) / "training.safetensors"
-    stopped: list[psutil.Process] = []
-
-    def stop_once(_progress: dict[int, tuple[int, int]]) -> None:
-        if not stopped and checkpoint.exists():
-            stopped.append(busiest())
-            stopped[0].suspend()
-
-    pool.run([training("signs", tmp_path)], on_progress=stop_once)
+    _manifest, stopped = while_training(pool, tmp_path, psutil.Process.suspend)
     found = find_expert(spec_of("signs"), tmp_path)
     assert found is not None
     assert found.sha256 == experts["signs"].sha256
     assert any("has made no step for" in line for line in said)
     with suppress(psutil.NoSuchProcess):
-        stopped[0].kill()
+        stopped.kill()
     survived(_SLOW)
 
 
