@@ -1,13 +1,12 @@
 """Trials per hour of DOGE TA's search beside those of a naive one, and where the time goes.
 
-uv run experiments/benchmark_search.py                   all of it, about 15 minutes
+uv run experiments/benchmark_search.py                   all of it, about 10 minutes
 uv run experiments/benchmark_search.py --smoke           the same with tiny counts
-uv run experiments/benchmark_search.py --only load       what a search asks of its driver
 
 In one run, on the same cores and experts of mini_vision: a naive loop with Ray Tune (naive_search),
-then the search as it is used, and with everything judged that it would leave out. Then the search
-with one worker, and over simulated nodes, whose workers sleep as long as rungs took in the real one
-instead of computing.
+then the search as it is used, with everything judged that it would leave out, and with one worker.
+What it asks of its driver is in benchmark_driver.py, how it spreads over nodes in
+benchmark_scale.py.
 """
 
 import tune  # isort: skip  # noqa: F401 - sets what Ray reads when it is imported
@@ -15,10 +14,9 @@ import tune  # isort: skip  # noqa: F401 - sets what Ray reads when it is import
 import argparse
 import os
 import time
-from bisect import insort
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,37 +33,31 @@ from apgd.files import write_json
 from apgd.machine import name_of
 from apgd.suites import Suite
 from experiments.naive_search import ENGINES, Given, run_naively
-from experiments.search_load import made_up_rungs, measure_load
 from experiments.search_rates import (
-    Counts,
+    PROCESSES,
     CpuMeter,
     rung_counts,
     steady_rate,
-    time_split,
     within,
 )
-from tune.cluster import Cluster, ray_session
+from experiments.timed_search import Measured, TimedSampling
+from tune.cluster import ray_session
 from tune.evaluators import Workload
 from tune.experiment import Experiment, check, merged_rank
 from tune.experts import prepare_data, train_experts
 from tune.progress import Display
 from tune.records import RecordStore
 from tune.rungs import RungResult, Rungs
-from tune.sampling import Outcome, Sampling
+from tune.sampling import Outcome
 from tune.search import run_searches
 from tune.searches import bases_bytes, shared_bases, study_key, trial_record
 from tune.stages import make_workload
 from tune.storage import open_storage
-from tune.studies import Params, Study
-from tune.trials import Trial, rungs_done, write_rungs
+from tune.studies import Study
+from tune.trials import Trial, rungs_done
 from tune.workers import Shared, WorkerPool
 
-_GROUPS = {
-    "trials": ("ray::MergeTrial", "ray::ResourceTrainable"),
-    "workers": ("ray::RemoteWorker", "ray::SleepingWorker"),
-}
 _MANY = 1_000_000
-_NODE_CPUS = 2
 _IN_FULL = Rungs(shares=(1.0, 1.0, 1.0), narrowing=1, reduction=1)
 """Every setting is judged on all validation examples, and nothing is stopped."""
 _USED_LABEL, _IN_FULL_LABEL, _ALONE_LABEL = "as used", "like for like", "1 worker"
@@ -121,126 +113,6 @@ class Setting:
         return sum(len(of.part(share)) for of in cut)
 
 
-class TimedSampling(Sampling):
-    """Sampling that notes when rungs are done, and ends the search once its time is up.
-
-    Args:
-        study: as `Sampling`.
-        name: as `Sampling`.
-        storage: as `Sampling`.
-        warm_up: the time begins when so many rungs are done, one for each worker.
-        seconds: how long it is; None for as long as there are trials.
-    """
-
-    def __init__(
-        self, study: Study, name: str, storage: Any, warm_up: int, seconds: float | None
-    ) -> None:
-        super().__init__(study, name, storage)
-        self._warm_up, self._seconds = warm_up, seconds
-        self.reported: list[tuple[float, int, int]] = []
-        """When, which trial, which of its rungs, of the trials that have ended; in that order."""
-        self._ended: list[float] = []
-
-    @property
-    def begin(self) -> float:
-        """When the steady part begins."""
-        return self.reported[self._warm_up - 1][0]
-
-    @property
-    def end(self) -> float:
-        """The last rung that ended while no worker was short of work; `begin` where none did."""
-        if self._seconds is None:
-            busy = len(self._ended) - self._warm_up  # ends after which each worker has a trial left
-            until = sorted(self._ended)[busy - 1] if busy > 0 else self.begin
-        else:
-            until = self.begin + self._seconds
-        return max((at for at, _, _ in self.reported if at <= until), default=self.begin)
-
-    @property
-    def _over(self) -> bool:
-        if self._seconds is None or len(self.reported) < self._warm_up:
-            return False
-        return time.perf_counter() > self.begin + self._seconds
-
-    def suggest(self) -> tuple[int, Params] | None:
-        """See `Sampling`."""
-        if self._over:
-            self.study = replace(self.study, trials=self.suggested)
-        return super().suggest()
-
-    def finish(self, number: int, outcome: Outcome, notes: Mapping[str, Any]) -> None:
-        """See `Sampling`."""
-        super().finish(number, outcome, notes)
-        now, since = time.perf_counter(), time.time()
-        for rung, at in enumerate(outcome.times):
-            insort(self.reported, (now - (since - at), number, rung))
-        self._ended.append(now)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A search that was measured, over its steady part."""
-
-    label: str
-    workers: int
-    seconds: float
-    """Length of the steady part."""
-    warm_up: float
-    """Seconds before it: singular vectors, processes, data, as many rungs as there are workers."""
-    counts: Counts
-    best: float | None
-    """Largest mean accuracy on all validation examples, of the whole search; None where it had no
-    time for any."""
-    cpu: Mapping[str, float]
-    """Processor seconds in the steady part by kind of process."""
-    processes: int
-    """Processes of Tune trials that were started in the steady part."""
-    rungs: Sequence[Sequence[RungResult]] = field(repr=False)
-    """Of every trial."""
-
-    def per_hour(self, count: float) -> float:
-        """The rate of something that was counted."""
-        return 3600 * count / self.seconds
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything but the rungs, with rates and shares of time."""
-        named = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "rungs"}
-        split = time_split(self.seconds, self.workers, self.counts)
-        rates = {
-            "settings": self.counts.settings, "settings_in_full": self.counts.in_full,
-            "trials": self.counts.trials, "images": self.counts.images,
-        }  # fmt: skip
-        return {
-            **named, "counts": asdict(self.counts), "time": asdict(split),
-            "per_hour": {name: self.per_hour(count) for name, count in rates.items()},
-        }  # fmt: skip
-
-
-class SleepingWorker:
-    """Takes the place of a worker: it sleeps as long as a rung took, and gives what came out.
-
-    Args:
-        recorded: of a real search, the trials' rungs.
-    """
-
-    def __init__(self, recorded: Sequence[Sequence[RungResult]]) -> None:
-        most = max(len(rungs) for rungs in recorded)
-        self._by_rung = [[of[i] for of in recorded if len(of) > i] for i in range(most)]
-
-    def score_trial(
-        self, shared: Shared, study: int, number: int, params: Params, rung: int
-    ) -> tuple[float, ...]:
-        """As `tune.workers.Worker.score_trial`, down to the file of the rung."""
-        trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
-        run_dir = shared.workload.run_dir
-        done = rungs_done(trial, run_dir)
-        alike = self._by_rung[rung]
-        result = alike[number % len(alike)]
-        time.sleep(sum(result.seconds.values()))
-        write_rungs(trial, run_dir, [*done, result])
-        return result.values
-
-
 def main() -> None:
     """Measure, print, write."""
     options = _options()
@@ -250,12 +122,8 @@ def main() -> None:
         if options.run_dir is not None and folder.exists() and any(folder.iterdir()):
             raise InputError(f"--run-dir must be new or empty, but {folder} is not")
         display = stack.enter_context(Display(console))
-        if options.only == "load":
-            report = {"load": _loads(options, folder)}
-            _print_load(report["load"], console)
-        else:
-            report = _measure_all(options, folder, display)
-            _print(report, console)
+        report = _measure_all(options, folder, display)
+        _print(report, console)
     if options.out is not None:
         write_json(options.out, report)
 
@@ -273,25 +141,16 @@ def _options() -> argparse.Namespace:
                         "apgd.merge (both)")  # fmt: skip
     parser.add_argument("--naive-trials", type=int,
                         help="of each engine; three per core if not given")  # fmt: skip
-    parser.add_argument("--nodes", type=int, nargs="*", default=[1, 2, 4],
-                        help="simulated nodes, of 2 CPUs each (1 2 4)")  # fmt: skip
     parser.add_argument("--without", nargs="*", default=[], choices=[_IN_FULL_LABEL, _ALONE_LABEL],
                         help="searches to leave out")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="compile the search's forward pass")
-    parser.add_argument("--only", choices=["load"],
-                        help="measure only what a search asks of its driver, with workers that "
-                        "answer at once")  # fmt: skip
-    parser.add_argument("--load-trials", type=int, nargs="*", default=[300, 1000, 3000, 10_000],
-                        help="trials of searches for --only load (300 to 10000)")  # fmt: skip
-    parser.add_argument("--load-studies", type=int, nargs="*", default=[1, 20],
-                        help="into how many studies each is divided (1 20)")  # fmt: skip
     parser.add_argument("--experts-dir", type=Path, default=Path("runs/experts"))
     parser.add_argument("--run-dir", type=Path, help="new folder; temporary if not given")
     parser.add_argument("--smoke", action="store_true", help="tiny: figures without meaning")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.smoke:
-        options.minutes, options.nodes = min(options.minutes, 0.1), options.nodes[:2]
+        options.minutes = min(options.minutes, 0.1)
         options.naive_trials = options.naive_trials or 2 * options.cpus
     options.naive_trials = options.naive_trials or 3 * options.cpus
     if options.naive_trials < 2 * options.cpus:
@@ -316,7 +175,6 @@ def _measure_all(options: argparse.Namespace, folder: Path, display: Display) ->
         for label, (rungs, workers) in wanted.items()
         if label not in options.without
     }
-    nodes = {count: _simulated(setting, count, searches[_USED_LABEL]) for count in options.nodes}
     return {
         "machine": name_of(torch.device("cpu")), "cpus": cpus, "smoke": options.smoke,
         "torch": torch.__version__, "ray": ray.__version__, "apgd": __version__,
@@ -325,41 +183,7 @@ def _measure_all(options: argparse.Namespace, folder: Path, display: Display) ->
         "naive": naive,
         "compiled": options.compile,
         "searches": [measured.as_json() for measured in searches.values()],
-        "nodes": {str(count): measured.as_json() for count, measured in nodes.items()},
     }  # fmt: skip
-
-
-def _loads(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    found = []
-    for trials in options.load_trials[:1] if options.smoke else options.load_trials:
-        for studies in options.load_studies:
-            with ray_session(address="local", cpus=options.cpus):
-                remote: Any = ray.remote(num_cpus=1)(SleepingWorker)
-                recorded = ray.put(made_up_rungs())
-
-                def start(remote: Any = remote, recorded: Any = recorded) -> list[Any]:
-                    return [remote.remote(recorded) for _ in range(options.cpus)]
-
-                place = folder / f"load-{trials}-{studies}"
-                found.append(measure_load(trials, studies, place, start, _GROUPS))
-    return found
-
-
-def _print_load(loads: Sequence[Mapping[str, Any]], console: Console) -> None:
-    parts = ("sampling", "storage", "records", "tune")
-    table = Table("trials", "studies", "driver", *parts, "Tune's processes", "wall",
-                  "MLflow, a record", "transactions", box=None)  # fmt: skip
-    for load in loads:
-        table.add_row(
-            str(load["trials"]), str(load["studies"]), f"{load['driver']:.1f} ms",
-            *(f"{load['parts'][part]:.2f}" for part in parts), f"{load['processes']:.1f}",
-            f"{load['wall']:.1f}", f"{load['tracking']:.0f}", str(load["transactions"]),
-        )  # fmt: skip
-    console.print(table)
-    console.print(
-        "Milliseconds of every trial: the driver's processor time and its parts, that of Tune's\n"
-        "processes, the clock's, and what sending a record to MLflow takes.", highlight=False,
-    )  # fmt: skip
 
 
 def _prepared(options: argparse.Namespace, folder: Path, display: Display) -> Setting:
@@ -413,7 +237,7 @@ def _search(setting: Setting, label: str, rungs: Rungs, cpus: int) -> Measured:
     shared = bases_bytes([study], setting.suite)
     with (
         ray_session(address="local", cpus=cpus, shared_bytes=shared) as cluster,
-        CpuMeter(_GROUPS) as meter,
+        CpuMeter(PROCESSES) as meter,
     ):
         pool = WorkerPool(cluster, setting.display.say, experiment.folder)
         pool.start()
@@ -423,43 +247,6 @@ def _search(setting: Setting, label: str, rungs: Rungs, cpus: int) -> Measured:
         return _measured(
             setting, experiment, study, workload, handles, bases, meter, label, started
         )
-
-
-def _simulated(setting: Setting, nodes: int, real: Measured) -> Measured:
-    """Search over nodes on this machine, with workers that sleep."""
-    label = f"{nodes} nodes"
-    experiment = setting.experiment(label.replace(" ", "_"))
-    workload = make_workload(experiment, setting.suite, setting.hashes, setting.experts)
-    workers = nodes * _NODE_CPUS
-    # A study that lets too few trials run at once cannot keep so many workers busy.
-    study = setting.study(Rungs(), max(experiment.at_once, 4 * workers))
-    with _nodes(nodes) as cluster, CpuMeter(_GROUPS) as meter:
-        started = time.perf_counter()
-        remote: Any = ray.remote(num_cpus=1)(SleepingWorker)
-        recorded = ray.put([list(rungs) for rungs in real.rungs])
-        handles = [remote.remote(recorded) for _ in range(workers)]
-        if cluster.workers != workers:
-            raise RuntimeError(f"{workers} workers must fit, but only {cluster.workers} do")
-        return _measured(setting, experiment, study, workload, handles, {}, meter, label, started)
-
-
-@contextmanager
-def _nodes(count: int) -> Iterator[Cluster]:
-    from ray.cluster_utils import Cluster as RayCluster
-
-    store = {"object_store_memory": 100 * 2**20}
-    simulated = RayCluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": _NODE_CPUS, "include_dashboard": False, **store},
-    )
-    try:
-        for _ in range(count - 1):
-            simulated.add_node(num_cpus=_NODE_CPUS, **store)
-        simulated.wait_for_nodes()
-        with ray_session(address=simulated.address, most_workers=_NODE_CPUS * count) as cluster:
-            yield cluster
-    finally:
-        simulated.shutdown()
 
 
 def _measured(
@@ -553,7 +340,7 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
     say("\nWhere the time of workers goes, and processor seconds for each Tune trial")
     times = Table("", "merge", "forward", "other", "a trial", "a setting", "driver", "Tune's",
                   "Ray's", "workers'", "begins after", box=None)  # fmt: skip
-    for found in (*report["searches"], *report["nodes"].values()):
+    for found in report["searches"]:
         split, cpu = (
             found["time"],
             {k: v / found["counts"]["trials"] for k, v in found["cpu"].items()},
@@ -565,9 +352,7 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
             *spent, f"{found['warm_up']:.0f} s",
         )  # fmt: skip
     console.print(times)
-    say(
-        "A trial, a setting: the part `other` for each. Nodes are simulated: their workers sleep.\n"
-    )
+    say("A trial, a setting: the part `other` for each.\n")
     goals = Table("", "reached", "to reach", "", box=None)
     for goal in targets(report):
         verdict = "met" if goal["met"] else "not met"
@@ -613,10 +398,6 @@ def targets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     if _ALONE_LABEL in searches:
         growth = efficiency(searches[_ALONE_LABEL], used)
         at_least(f"1 to {used['workers']} workers, of linear", growth, "scaling")
-    nodes = [report["nodes"][count] for count in sorted(report["nodes"], key=int)]
-    for more in nodes[1:]:
-        what = f"{nodes[0]['label']} to {more['label']} (simulated), of linear"
-        at_least(what, efficiency(nodes[0], more), "scaling")
     return found
 
 

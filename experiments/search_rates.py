@@ -11,6 +11,12 @@ import psutil
 
 from tune.rungs import RungResult, Setting
 
+PROCESSES = {
+    "trials": ("ray::MergeTrial", "ray::ResourceTrainable"),
+    "workers": ("ray::RemoteWorker",),
+}
+"""Titles of a search's processes by kind, for `CpuMeter`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:

@@ -181,15 +181,22 @@ class Judges:
         self._ended, self._losses, self._met, self._refused = [], [], {}, {}
         return news
 
-    def wait(self, seconds: float) -> None:
-        """Wait until a trial ends, or for so long."""
-        until = time.monotonic() + seconds
-        while not self._ended and not self._met:
-            self._probe()
-            self._relieve()
-            asked, left = [*self._calls, *self._probes], until - time.monotonic()
+    def wait(self, seconds: float, least: float = 0.0) -> None:
+        """Wait until a trial ends, or for so long.
+
+        Args:
+            seconds: so long where none ends.
+            least: so long in any case, so that several that end are one report.
+        """
+        begun = time.monotonic()
+        while True:
+            enough = least if self._ended or self._met else seconds
+            left = begun + enough - time.monotonic()
             if left <= 0:
                 return
+            self._probe()
+            self._relieve()
+            asked = [*self._calls, *self._probes]
             if not asked:
                 time.sleep(min(left, _PROBE_SECONDS))
                 continue

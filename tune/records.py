@@ -7,7 +7,7 @@ a run resumes.
 
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class RecordStore:
     def add(self, record: Record, answers: Mapping[str, np.ndarray] | None = None) -> None:
         """Write a record; `answers` maps cells to one boolean or number per example."""
         path = self._path(record.kind, record.key)
-        fields = asdict(record)
+        fields = dict(vars(record))
         if answers:
             stored: dict[str, Any] = {}
             for cell, values in answers.items():

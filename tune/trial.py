@@ -10,6 +10,8 @@ from tune.judges import Judges, Order, Stuck
 
 _STEP_SECONDS = 1.0
 _IDLE_SECONDS = 0.1
+_REPORT_SECONDS = 0.05
+"""A result costs Tune as much with many trials in it as with one; workers have their next ones."""
 
 
 class MergeTrial(ray_tune.Trainable):
@@ -45,7 +47,8 @@ class MergeTrial(ray_tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Wait until a trial ends, or for a second; what fails in a trial is a result too."""
-        self._judges.wait(_IDLE_SECONDS if self._judges.idle else _STEP_SECONDS)
+        seconds = _IDLE_SECONDS if self._judges.idle else _STEP_SECONDS
+        self._judges.wait(seconds, _REPORT_SECONDS)
         return {"news": self._judges.news()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

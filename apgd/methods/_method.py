@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -224,6 +224,7 @@ class MethodParams:
             declared.check(getattr(self, declared.name))
 
     @classmethod
+    @cache
     def declared(cls) -> tuple[Parameter, ...]:
         """The parameters, in the order of their declaration."""
         hints = typing.get_type_hints(cls)

@@ -7,16 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmark_scale import (
-    Case,
-    LongSearch,
-    Stage,
-    _calculated_case,
-    _recorded_case,
-    ratio,
-    recorded,
-    unscaled_ratio,
-)
+from experiments.benchmark_scale import LongSearch, Stage, ratio, unscaled_ratio
+from experiments.reproductions import Case, case_of, recorded
 from experiments.sleeping_worker import Naps, score
 from tune.planning.schedule import lower_bound
 from tune.studies import Study
@@ -76,14 +68,14 @@ def test_a_long_search_goes_on_where_its_made_up_beginning_ends() -> None:
 
 
 def test_what_is_replayed_is_what_was_recorded_or_planned() -> None:
-    case = _recorded_case()
+    case = case_of("mini_vision")
     jobs = dict((*case.before, *case.after))
     assert len(jobs["experts"]) == 8
     assert len(jobs["evaluation"]) == 9
     assert list(jobs["evaluation"]) == sorted(jobs["evaluation"], reverse=True)
     assert 40 < min(jobs["experts"]) < max(jobs["experts"]) < 120  # seconds, as recorded
     assert [study.trials for study in case.studies] == [24, 24, 24]
-    large = _calculated_case("clip_vit_b32_20")
+    large = case_of("clip_vit_b32_20")
     assert len(dict(large.before)["experts"]) == 20
     assert "calculated" in large.source
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apgd import merge
 from apgd.methods import methods
-from experiments.benchmark_search import TimedSampling, efficiency, targets
+from experiments.benchmark_search import efficiency, targets
 from experiments.naive_search import merge_plainly, search_space
 from experiments.search_rates import (
     Counts,
@@ -20,6 +20,7 @@ from experiments.search_rates import (
     time_split,
     within,
 )
+from experiments.timed_search import TimedSampling
 from tune.rungs import Judged, RungResult, Rungs, Setting
 from tune.sampling import Outcome
 from tune.studies import Study
@@ -106,13 +107,12 @@ def test_targets_are_held_against_what_was_measured() -> None:
             search("as used", 2, 240), search("like for like", 2, 190, overhead=0.06),
             search("1 worker", 1, 150),
         ],
-        "nodes": {"4": search("4 nodes", 8, 380), "1": search("1 nodes", 2, 100)},
     }  # fmt: skip
     found = [(goal["value"], goal["met"]) for goal in targets(report)]
     assert found == [
         (24, True), (19, False), (6, False),
         (0.7, True), (0.04, True), (0.7, True), (0.06, False),
-        (0.8, False), (0.95, True),
+        (0.8, False),
     ]  # fmt: skip
 
 
