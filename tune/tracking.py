@@ -73,7 +73,9 @@ def synchronise(experiment: Experiment) -> str:
     return f"sent {count} records of {experiment.folder} to {where}"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:  # of a database's error the first line only says where
+        error = error.__cause__
     said = (without_secrets(str(error)).splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {said}"
 
@@ -92,8 +94,10 @@ class MlflowCopy:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient  # slow to import, and only this needs it
 
-        for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+        for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # It logs with a traceback what it raises, which is told in a sentence.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self._run_dir = run_dir
         self._store = RecordStore(run_dir)
         self._client = MlflowClient(tracking_uri=uri)

@@ -94,7 +94,7 @@ class SmallRun:
         output = self.output()
         assert self.process is not None
         assert self.process.returncode == status, output
-        assert "Traceback" not in output
+        assert "Traceback" not in output, output
         assert "stack trace" not in output.lower()
         return output
 

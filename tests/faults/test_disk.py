@@ -98,7 +98,6 @@ def test_training_goes_on_when_there_is_room(tmp_path: Path, survived: Survived)
 
 
 @pytest.mark.slow
-@pytest.mark.soak  # its second half still meets a traceback beside the sentence
 @pytest.mark.fault(_CHECKPOINT)
 @pytest.mark.fault(_RECORD)
 def test_a_run_ends_with_a_sentence_and_goes_on_when_there_is_room(
