@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from apgd.errors import DiskFullError
+from tune import interrupts
 from tune.head import HeadLostError
 
 
@@ -15,8 +16,10 @@ def cause_of(error: BaseException) -> BaseException:
     """
     cause: BaseException = getattr(error, "cause", None) or error
     for inner in _chain(cause):
-        if isinstance(inner, DiskFullError | HeadLostError | KeyboardInterrupt):
+        if isinstance(inner, DiskFullError | HeadLostError):
             return inner
+        if isinstance(inner, KeyboardInterrupt):
+            return interrupts.told(inner)
         if isinstance(inner, OSError) and inner.errno in (errno.ENOSPC, errno.EDQUOT):
             where = inner.filename or "a file of the run"
             return DiskFullError(inner.errno, inner.strerror, str(where))

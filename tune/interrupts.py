@@ -36,6 +36,13 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     raise Stopped(_seen[0])
 
 
+def told(error: KeyboardInterrupt) -> BaseException:
+    """What an interruption means: Ray raises a plain one for any signal in some of its calls."""
+    if _faults:
+        return _faults[0]
+    return Stopped(_seen[0]) if _seen and not isinstance(error, Stopped) else error
+
+
 def end(error: Exception) -> bool:
     """Have the main thread raise an error that another thread found, wherever it is.
 
@@ -62,6 +69,11 @@ def noted() -> Iterator[None]:
     note_again()
     try:
         yield
+    except KeyboardInterrupt as error:
+        meant = told(error)
+        if meant is not error:
+            raise meant from error
+        raise
     finally:
         _noting = False
         for number, handler in before.items():

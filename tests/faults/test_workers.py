@@ -188,14 +188,16 @@ def expected(
     return merged(work)
 
 
-def merged(work: Workload) -> tuple[Record, dict[str, np.ndarray]]:
+def merged(work: Workload, job: ScoreJob = MERGE) -> tuple[Record, dict[str, np.ndarray]]:
     store = RecordStore(work.run_dir)
-    record = store.expect(Kind.EVALUATION, MERGE.key(work))
+    record = store.expect(Kind.EVALUATION, job.key(work))
     return replace(record, seconds={}), store.answers(record)
 
 
-def assert_merged(work: Workload, expected: tuple[Record, dict[str, np.ndarray]]) -> None:
-    record, answers = merged(work)
+def assert_merged(
+    work: Workload, expected: tuple[Record, dict[str, np.ndarray]], job: ScoreJob = MERGE
+) -> None:
+    record, answers = merged(work, job)
     assert record == expected[0]
     assert answers.keys() == expected[1].keys()
     assert all(np.array_equal(answers[cell], expected[1][cell]) for cell in answers)
@@ -380,7 +382,6 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(
 )
 def test_a_score_that_does_not_fit_is_tried_once_more_and_then_said(
     experts: dict[str, Expert],
-    expected: tuple[Record, dict[str, np.ndarray]],
     tmp_path: Path,
     error: Exception,
     monkeypatch: pytest.MonkeyPatch,
@@ -395,15 +396,18 @@ def test_a_score_that_does_not_fit_is_tried_once_more_and_then_said(
             raise error
         return answers(*arguments)
 
+    job = replace(MERGE, params=(("iterations", 5),))
+    undisturbed, work = workload(tmp_path / "one", experts), workload(tmp_path / "two", experts)
+    Evaluator(undisturbed, "cpu").run(job)
     monkeypatch.setattr(ZeroShotHead, "answers", full)
-    worker, work = Worker(1), workload(tmp_path, experts)
+    worker = Worker(1)
     with pytest.raises(MemoryFullError, match="do not fit into the memory of cpu") as caught:
-        worker.score(work, MERGE)
+        worker.score(work, job)
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list((tmp_path / "two").rglob("*.json"))
     left[0] = 1
-    worker.score(work, MERGE)
-    assert_merged(work, expected)
+    worker.score(work, job)
+    assert_merged(work, merged(undisturbed, job), job)
     survived(_MEMORY)
 
 

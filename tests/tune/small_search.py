@@ -7,6 +7,7 @@ task's expert, and each example weighs the matrices in its own way.
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,8 @@ TASKS = ("apples", "pears", "plums")
 UNSEEN = ("figs",)
 SHAPES = {"tall": (12, 5), "wide": (6, 15), "square": (8, 8)}
 RANK, EXPERTS = 5, len(TASKS)
+NAP = "APGD_TEST_NAP"
+"""Seconds that every merge takes longer, where a test needs the time."""
 EXAMPLES = 90
 
 
@@ -123,6 +126,7 @@ class SmallEvaluator:
         return SplitReader(Orchard(self.folder), {purpose.reads}, None, share)
 
     def load(self, delta: Delta) -> None:
+        time.sleep(float(os.environ.get(NAP, "0")))
         with (self.workload.run_dir / "rungs.log").open("a") as file:
             file.write("merge\n")
         self._delta, self._expert = delta, ""

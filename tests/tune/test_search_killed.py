@@ -16,6 +16,7 @@ import pytest
 
 from apgd.files import write_json
 from tests.tune.small_search import (
+    NAP,
     SmallEvaluator,
     found_in,
     kept_in,
@@ -133,6 +134,7 @@ def test_a_search_that_is_killed_again_and_again_comes_to_its_end(
 def search_in_a_process(folder: Path) -> None:
     """A driver with a Ray of its own, which takes its processes along when it ends well."""
     os.setsid()
+    os.environ[NAP] = "0.05"
     with pytest.MonkeyPatch.context() as patch, ray_session(address="local", cpus=1):
         found = found_in(search_with(small_pool(1, patch), folder, STUDIES))
     write_json(folder / "found.json", found)
@@ -177,16 +179,16 @@ def test_sigkill_at_any_moment_changes_nothing(
         while merges_scored(folder) - before < more and process.exitcode is None:
             assert time.monotonic() < deadline, "the search made no progress"
             time.sleep(0.002)
-        # At some moment of a rung, and some in Ray's start and end.
-        if kills < 12 and (more or draw.random() < 0.5):
-            time.sleep(draw.random() * 0.2)
+        if kills < 5:
+            # At some moment of Ray's start, or of a rung.
+            time.sleep(draw.random() * (0.2 if more else 3.0))
             if process.exitcode is None:
                 kill(process)
                 kills += 1
                 redone += 7
         process.join(240)
-        assert kills <= 12
-    assert kills >= 5  # how many there is time for depends on the machine
+        assert kills <= 5
+    assert kills >= 4
     assert (folder / "found.json").read_bytes() == (whole / "found.json").read_bytes()
     assert kept_in(folder) == kept_in(whole)
     assert all(trial[1] != "RUNNING" for study in kept_in(folder).values() for trial in study)
