@@ -6,6 +6,7 @@ of Tune runs all studies of a run. Its trials are processes that have workers ju
 earlier ones end; Tune starts them, brings their results, and begins again those that die.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -334,6 +335,8 @@ def run_searches(
     # A search never resumes from what Tune writes down, but from the studies and rungs on disk.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
+    # It prints a traceback for every process that dies, which `say` is told in a sentence.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     studies = Studies(samplings, on_finish, len(workers), processes, say)
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(
