@@ -51,8 +51,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     told = str(error).lower()
-    full = "out of memory" in told or "can't allocate memory" in told
-    return isinstance(error, RuntimeError) and full
+    # The last is how cuBLAS and cuDNN say it, which get their memory past torch.
+    full = ("out of memory", "can't allocate memory", "_status_alloc_failed")
+    return isinstance(error, RuntimeError) and any(words in told for words in full)
 
 
 @cache

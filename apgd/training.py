@@ -15,6 +15,7 @@ from apgd.batches import batch_indices
 from apgd.checkpoints import load_sealed, save_sealed
 from apgd.errors import InputError
 from apgd.heads import MakesLoss
+from apgd.machine import is_out_of_memory
 from apgd.microbatches import MicroBatches
 from apgd.suites import FinetuneSettings
 
@@ -118,7 +119,7 @@ class Training:
 
         Raises:
             FloatingPointError: where the last loss is not finite.
-            torch.OutOfMemoryError: where not even one example fits.
+            RuntimeError: where not even one example fits into memory.
             DiskFullError: where a checkpoint cannot be written.
         """
         gpus = [self.device] if self.device.type == "cuda" else []
@@ -145,6 +146,8 @@ class Training:
         settings = self.settings
         loss = torch.zeros(())
         self.model.train()
+        if not self.optimizer.state:
+            self._make_moments()
         while self.step < settings.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, settings)
@@ -158,6 +161,16 @@ class Training:
                 report(self.step, settings.steps)
         return loss.item()
 
+    def _make_moments(self) -> None:
+        """AdamW's two means, as its first step would make them: batches are to fit beside them."""
+        fused = self.device.type == "cuda"
+        for parameter in self.learning.values():
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=self.device if fused else "cpu"),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
     def _gradients(self, head: MakesLoss, examples: Any, rows: np.ndarray) -> Tensor:
         """The loss of a batch, and its gradients in the parameters; smaller parts where need be."""
         while True:
@@ -166,8 +179,8 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 return self._accumulated(head, examples, rows)
-            except torch.OutOfMemoryError as error:
-                if self.micro_batches.size == 1:
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.micro_batches.size == 1:
                     raise
                 error.__traceback__ = None  # its frames hold what was computed so far
             self.optimizer.zero_grad(set_to_none=True)

@@ -144,6 +144,56 @@ def test_what_does_not_fit_one_by_one_fails(text_head: TextToTextHead, tmp_path:
     assert head.refused == 4  # of 8, 4, 2 and 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ],
+)
+def test_what_libraries_say_of_full_memory_halves_a_batch(
+    text_head: TextToTextHead, tmp_path: Path, said: str
+) -> None:
+    class Told(OutOfMemoryHead):
+        def loss(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
+            if len(rows) > self.room:
+                raise RuntimeError(said)
+            return super().loss(model, examples, rows)
+
+    training = Training(text_model(), SETTINGS, 0)
+    training.run(Told(text_head, room=4), TEXTS, tmp_path / "training.safetensors")
+    assert training.micro_batches.size == 4
+    said = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        Training(text_model(), SETTINGS, 0).run(Told(text_head, room=4), TEXTS, tmp_path / "other")
+
+
+def test_batches_are_fitted_beside_the_optimizers_means(
+    text_head: TextToTextHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Looks(OutOfMemoryHead):
+        def loss(self, model: nn.Module, examples: Any, rows: np.ndarray) -> Tensor:
+            if not self.seen:
+                assert list(training.optimizer.state) == list(training.learning.values())
+            return super().loss(model, examples, rows)
+
+    training = Training(text_model(), SETTINGS, 0)
+    training.run(Looks(text_head, room=8), TEXTS, tmp_path / "training.safetensors")
+    # The optimizer itself would begin with the same ones.
+    monkeypatch.setattr(Training, "_make_moments", lambda _training: None)
+    own = Training(text_model(), SETTINGS, 0)
+    own.run(text_head, TEXTS, tmp_path / "own.safetensors")
+    for name, parameter in own.learning.items():
+        assert torch.equal(parameter, training.learning[name]), name
+        for moment, value in own.optimizer.state[parameter].items():
+            made = training.optimizer.state[training.learning[name]][moment]
+            assert torch.equal(value, made), (name, moment)
+            assert (value.dtype, value.device, value.stride()) == (
+                made.dtype, made.device, made.stride(),
+            )  # fmt: skip
+
+
 def test_a_resumed_training_keeps_its_parts(text_head: TextToTextHead, tmp_path: Path) -> None:
     def stop(done: int, _total: int) -> None:
         if done == 2:
