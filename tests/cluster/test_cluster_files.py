@@ -10,6 +10,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tune.planning.devices import DEVICES, HEAD
+
 ROOT = Path(__file__).parents[2]
 AWS = ROOT / "cluster.yaml"
 ON_PREMISES = ROOT / "experiments/clusters/on_premises.yaml"
@@ -120,6 +122,17 @@ def test_spot_machines_come_first_and_others_are_the_same() -> None:
     assert spot["node_config"] == demand["node_config"]
     assert load(AWS)["provider"]["cache_stopped_nodes"] is False
     assert kinds["head"]["node_config"]["InstanceType"].startswith("m")
+
+
+def test_plans_price_the_machines_that_are_rented() -> None:
+    rented = {
+        name: kind["node_config"]["InstanceType"]
+        for name, kind in load(AWS)["available_node_types"].items()
+    }
+    assert rented.pop("head") == HEAD.instance
+    named = {*rented.values(), *re.findall(r"(g5\.\w+): one A10G", AWS.read_text())}
+    priced = {DEVICES[name].price for name in ("l4", "a10g")}
+    assert named == {price.instance for price in priced if price is not None}
 
 
 @pytest.mark.parametrize("script", ["set_up.sh", "aws_once.sh"])

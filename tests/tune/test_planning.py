@@ -221,8 +221,8 @@ def test_costs_are_machines_times_price_times_hours() -> None:
     assert cost is not None
     assert cost.spot is not None
     hours = plan.seconds / 3600
-    assert cost.on_demand == pytest.approx(hours * (8 * 0.8048 + 0.2016))
-    assert cost.spot == pytest.approx(hours * (8 * 0.382 + 0.2016))
+    assert cost.on_demand == pytest.approx(hours * (8 * 0.9776 + 0.192))
+    assert cost.spot == pytest.approx(hours * (8 * 0.476 + 0.192))
     given = plan_of(nowhere(suite="clip_vit_b32_8", plan_for="8x4090", price=0.5))
     assert given.cost is not None
     assert given.cost.on_demand == pytest.approx(given.seconds / 3600 * 8 * 0.5)

@@ -3,7 +3,8 @@
 Peaks are dense figures of the makers' data sheets (NVIDIA: A10G as AWS lists it for G5, L4, L40S,
 RTX 4090 with float32 accumulation, A100 40 GB and H100 SXM). On-demand prices are those of AWS for
 Linux in us-east-1 as listed in June 2026; spot prices are the medians over that region's zones in
-the SkyPilot catalogue (catalogs/v8/aws/vms.csv at 00148f2), and move from hour to hour.
+the SkyPilot catalogue (catalogs/v8/aws/vms.csv at 00148f2), and move from hour to hour. The
+head and the machines with an L4 or an A10G are those that cluster.yaml rents.
 """
 
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ class Device:
         return self.name.lower() in full_name.lower().replace("-", " ").split()
 
 
-HEAD = Price("m7i.xlarge", 0.2016, None)
+HEAD = Price("m6i.xlarge", 0.192, None)
 """The head of a cluster, a machine without a GPU; it is not run on spot."""
 
 DEVICES: Mapping[str, Device] = MappingProxyType(
@@ -66,12 +67,12 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
         device.name.lower(): device
         for device in (
             Device(
-                "A10G", 70 * _TERA, 35 * _TERA, 600 * _GIGA, 24 * 10**9, 4,
-                Price("g5.xlarge", 1.006, 0.436),
+                "A10G", 70 * _TERA, 35 * _TERA, 600 * _GIGA, 24 * 10**9, 8,
+                Price("g5.2xlarge", 1.212, 0.504),
             ),
             Device(
-                "L4", 121 * _TERA, 30.3 * _TERA, 300 * _GIGA, 24 * 10**9, 4,
-                Price("g6.xlarge", 0.8048, 0.382),
+                "L4", 121 * _TERA, 30.3 * _TERA, 300 * _GIGA, 24 * 10**9, 8,
+                Price("g6.2xlarge", 0.9776, 0.476),
             ),
             Device(
                 "L40S", 362 * _TERA, 91.6 * _TERA, 864 * _GIGA, 48 * 10**9, 4,
