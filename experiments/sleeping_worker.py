@@ -28,10 +28,11 @@ class SleepingWorker:
 
     Args:
         threads: as there; of no use here.
+        share: as there; of no use here.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, share: int = 1) -> None:
+        self._threads, self._share = threads, share
 
     def sleep(self, seconds: float) -> None:
         """A job that takes so long."""

@@ -185,11 +185,18 @@ class CheckedExamples:
 
 
 class Evaluator:
-    """Holds a model, heads, examples and task vectors, and scores one job after another."""
+    """Holds a model, heads, examples and task vectors, and scores one job after another.
 
-    def __init__(self, workload: Workload, device: str) -> None:
+    Args:
+        workload: what its scores have in common.
+        device: where merges are made and scored.
+        part: of the device's memory, what it may reckon with; with 0 it keeps no task vectors.
+    """
+
+    def __init__(self, workload: Workload, device: str, part: float = 1.0) -> None:
         self.workload = workload
         self._device = device
+        self._part = part
         self._suite = suites[workload.suite]
         self._source = CheckedExamples(self._suite, dict(workload.data))
         self._store = RecordStore(workload.run_dir)
@@ -390,13 +397,22 @@ class Evaluator:
         is_merged = self._suite.is_merged
         return sum(t.numel() * _FLOAT for n, t in self._base.items() if is_merged(n, t))
 
+    @property
+    def room(self) -> float:
+        """Memory in bytes to reckon with: a part of all of a GPU's, or of a machine's free one."""
+        if self.device.type == "cuda":
+            return self._part * torch.cuda.mem_get_info(self.device)[1]
+        return self._part * free_memory(self.device)
+
     def _can_keep(self, experts: int) -> bool:
-        """Whether memory has room for all task vectors; otherwise every merge reads the files."""
-        device, merged = self.device, self.merged_bytes
-        # A GPU is this worker's alone; a machine's memory is shared with other workers.
-        share = 0.5 if device.type == "cuda" else 0.25
+        """Whether memory has room for these task vectors too; where not, merges read the files."""
+        share = 0.25  # a machine's memory is shared with other workers
+        if self.device.type == "cuda":
+            share = 0.5
+            kept = (v for v in self._vectors.values() if v.is_kept_on(self.device))
+            experts += sum(len(vectors.experts) for vectors in kept)
         # Some methods change the task vectors first, and keep those beside them.
-        return 2 * experts * merged <= share * free_memory(device)
+        return 2 * experts * self.merged_bytes <= share * self.room
 
     def _merge(self, job: ScoreJob, reader: SplitReader) -> dict[str, Tensor]:
         return self.task_vectors(job.seed, job.tasks).apply(self.delta(job, reader))

@@ -319,7 +319,7 @@ def scoring_bytes(suite: Suite) -> int:
 
     It holds the base, a merged model and its differences from the base, and merges one matrix at a
     time; test-time methods also have gradients of the merged matrices. 2 GiB go to activations and
-    to CUDA itself.
+    to CUDA itself. Task vectors are kept only where a worker's part of the GPU has room for them.
     """
     largest = max(4 * math.prod(shape) for shape in merged_shapes(suite).values())
     return 4 * model_bytes(suite) + largest * (len(suite.tasks) + 6) + 2 * 2**30

@@ -21,12 +21,13 @@ class RemoteWorker:
 
     Args:
         threads: as `Worker`.
+        share: as `Worker`.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, share: int = 1) -> None:
         from tune.workers import Worker
 
-        self.worker = Worker(threads)
+        self.worker = Worker(threads, share)
 
     introduce = _passed_on("introduce")
     identify = _passed_on("identify")

@@ -12,7 +12,6 @@ from apgd.checkpoints import is_finite
 from apgd.data import Split
 from apgd.data.reader import SplitReader
 from apgd.files import read_sealed, write_sealed
-from apgd.machine import free_memory
 from apgd.methods import Value, methods
 from apgd.shared_work import Bases, SharedWork
 from apgd.sweep import Trajectory
@@ -98,9 +97,8 @@ class TrialScorer:
 
     def _has_room(self) -> bool:
         """Whether memory allows more than one merge under way."""
-        device = self._evaluator.device
         one = _TRAJECTORY_COPIES * self._evaluator.merged_bytes
-        return _TRAJECTORIES * one <= _MEMORY_SHARE * free_memory(device)
+        return _TRAJECTORIES * one <= _MEMORY_SHARE * self._evaluator.room
 
     def share_bases(self, seed: int, bases: Bases) -> None:
         """Take over the singular vectors of a seed's task vectors, which others have computed."""

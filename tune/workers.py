@@ -124,12 +124,20 @@ def own_identity() -> str:
 
 
 class Worker:
-    """What runs in a worker process."""
+    """What runs in a worker process.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        threads: CPU threads that it may use.
+        share: workers that share its GPU, of whose memory it takes one part of so many.
+    """
+
+    def __init__(self, threads: int, share: int = 1) -> None:
         self._threads = threads
         numerics.configure(threads)  # before anything touches the GPU
         self._device = assigned_device()
+        self._part = 1 / share
+        if share > 1 and torch.device(self._device).type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(self._part)
         self._progress = (0, 0)
         self._evaluator: Evaluator | None = None
         self._trials: TrialScorer | None = None
@@ -219,6 +227,8 @@ class Worker:
     def _with_room(self, act: Callable[[], Answer]) -> Answer:
         """Do something that needs a GPU's memory; once more without what is held, where it lacks.
 
+        From then on no task vectors are held.
+
         Raises:
             MemoryFullError: where even then it does not fit.
         """
@@ -229,6 +239,7 @@ class Worker:
                 raise
             error.__traceback__ = None  # its frames hold what was computed so far
         self._evaluator = self._trials = None
+        self._part = 0.0
         gc.collect()
         if self._device != "cpu":
             torch.cuda.empty_cache()
@@ -252,7 +263,7 @@ class Worker:
 
     def _evaluator_of(self, workload: Workload) -> Evaluator:
         if self._evaluator is None or self._evaluator.workload != workload:
-            self._evaluator = Evaluator(workload, self._device)
+            self._evaluator = Evaluator(workload, self._device, self._part)
         return self._evaluator
 
     def progress(self) -> tuple[int, int]:
@@ -347,7 +358,7 @@ class WorkerPool:
         }
         remote: Any = ray.remote(**options)(self._actor or RemoteWorker)
         count, threads = self._cluster.workers, self._cluster.threads_per_worker
-        handles = [remote.remote(threads) for _ in range(count)]
+        handles = [remote.remote(threads, self._cluster.per_gpu) for _ in range(count)]
         if self._run_dir is None:
             return Crew(handles, say=self._say)
         folder, expected = self._run_dir.resolve(), run_id(self._run_dir)

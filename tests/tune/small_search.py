@@ -108,7 +108,7 @@ class SmallEvaluator:
         self.workload = workload
         self.folder = workload.run_dir.parent
         self.unseen = UNSEEN
-        self.device, self.merged_bytes = torch.device("cpu"), 1
+        self.device, self.merged_bytes, self.room = torch.device("cpu"), 1, 1e9
         self.asked: list[tuple[str, int]] = []
         self.vectors: dict[int, TaskVectors] = {}
         self._delta: Delta | None = None
@@ -189,9 +189,9 @@ class SmallWorker(Worker):
 class SmallRemoteWorker(SmallWorker):
     """The same in a process of its own, which need not be deterministic to the last bit."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, share: int = 1) -> None:
         workers.numerics = SimpleNamespace(configure=torch.set_num_threads)  # type: ignore[attr-defined]
-        super().__init__(threads)
+        super().__init__(threads, share)
 
 
 def fault(folder: Path, name: str) -> None:

@@ -14,8 +14,8 @@ GIB = 2**30
 class StubWorker:
     """On a GPU where Ray gave it one; what it says of itself is in a file of the run folder."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, share: int = 1) -> None:
+        self.threads, self.share = threads, share
         self.step = 0
 
     def introduce(self, folder: Path) -> Any:
@@ -28,6 +28,10 @@ class StubWorker:
     def where(self) -> tuple[list[str], int]:
         time.sleep(0.3)
         return [str(gpu) for gpu in ray.get_gpu_ids()], self.threads
+
+    def shares(self) -> int:
+        time.sleep(0.3)
+        return self.share
 
     def train(self, folder: Path) -> int:
         """Hangs at step 3 when it is done for the first time."""

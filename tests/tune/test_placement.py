@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from tests.tune.stub_worker import GIB, StubWorker
 from tune import cluster as clusters
 from tune import placement, workers
 from tune.cluster import Cluster, plan, scorers_per_gpu
+from tune.evaluators import Evaluator
 from tune.placement import Placement
+from tune.trials import TrialScorer
 from tune.workers import Introduction, Job, WorkerPool, check_introduction, own_code, own_libraries
 
 
@@ -56,6 +59,7 @@ def test_each_kind_of_work_has_its_place(two_gpus: None, run_dir: Path) -> None:
     assert [worker.device for worker in place.met] == ["RTX", "RTX"]
     with place.scoring() as pool:  # two of 9 GiB fit into 20
         assert placed(pool, 4) == [(("0",), 1)] * 2 + [(("1",), 1)] * 2
+        assert pool.run([Job("shares", ())]) == [2]
     assert said == [
         "2 workers share a GPU for merges and scores: 9.0 GiB each (calculated) of 20.0 GiB"
     ]
@@ -187,7 +191,10 @@ def test_no_gpu_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lack_of_gpu_memory_is_met_by_letting_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "assigned_device", lambda: "cpu")
     monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    parts: list[float] = []
+    monkeypatch.setattr(workers, "Evaluator", lambda _workload, _device, part: parts.append(part))
     worker, failures = workers.Worker(threads=1), [2]
+    worker._evaluator_of(None)  # type: ignore[arg-type]
 
     def act() -> str:
         if failures[0]:
@@ -200,3 +207,38 @@ def test_a_lack_of_gpu_memory_is_met_by_letting_go_first(monkeypatch: pytest.Mon
     failures[0], worker._evaluator = 1, object()  # type: ignore[assignment]
     assert worker._with_room(act) == "done"
     assert worker._evaluator is None
+    worker._evaluator_of(None)  # type: ignore[arg-type]
+    assert parts == [1, 0]  # task vectors are no longer kept
+
+
+def test_a_worker_takes_its_part_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    for device, share in (("cpu", 1), ("cuda:0", 1), ("cuda:0", 4)):
+        monkeypatch.setattr(workers, "assigned_device", lambda device=device: device)
+        workers.Worker(1, share)
+    assert fractions == [0.25]
+
+
+def test_what_is_kept_fits_a_workers_part_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a GPU where nothing has been read yet, all is free.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (22 * GIB, 22 * GIB))
+    monkeypatch.setattr(Evaluator, "merged_bytes", 0.32 * GIB)
+
+    def kept_seeds(part: float, seeds: int) -> int:
+        evaluator = object.__new__(Evaluator)
+        evaluator._device, evaluator._part, evaluator._vectors = "cuda:0", part, {}
+        for seed in range(seeds):
+            keeps = evaluator._can_keep(14)
+            vectors: Any = SimpleNamespace(
+                experts=range(14), is_kept_on=lambda _device, keeps=keeps: keeps
+            )
+            evaluator._vectors[seed, ()] = vectors
+        scorer = TrialScorer(evaluator)
+        assert scorer._most_running == (2 if part == 1 else 1)
+        return sum(v.is_kept_on(evaluator.device) for v in evaluator._vectors.values())
+
+    assert kept_seeds(1, 3) == 1
+    assert kept_seeds(1 / 4, 3) == 0
+    assert kept_seeds(0, 1) == 0
