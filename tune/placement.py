@@ -87,24 +87,24 @@ class Placement:
             workers=max(1, min(self._cluster.cpus, _PREPARERS)),
             threads_per_worker=1,
         )
-        with self._pool(cpus, 0) as pool:
+        with self._pool(cpus) as pool:
             yield pool
 
     @contextmanager
     def training(self) -> Iterator[WorkerPool]:
-        """Workers that fine-tune: one on each GPU."""
+        """Workers that fine-tune: one on each GPU, which must have room to score afterwards."""
         workers = min(self._cluster.workers, self._most_training)
-        with self._pool(replace(self._cluster, workers=workers), 0) as pool:
+        with self._pool(replace(self._cluster, workers=workers)) as pool:
             yield pool
 
     @contextmanager
     def scoring(self) -> Iterator[WorkerPool]:
         """Workers that merge and score: several on a GPU where its memory allows."""
         if not self._cluster.gpus:
-            with self._pool(self._cluster, 0) as pool:
+            with self._pool(self._cluster) as pool:
                 yield pool
             return
-        needed, how = self._needed_bytes()
+        needed, how = max(map(self._needed_bytes, self._devices() or [""]))
         free = min(_free_gpu_bytes(self._cluster.gpus))
         share = self._share or scorers_per_gpu(
             free, needed, self._cluster.cpus // self._cluster.gpus
@@ -120,35 +120,31 @@ class Placement:
             per_gpu=share,
             threads_per_worker=max(1, self._cluster.threads_per_worker // share),
         )
-        with self._pool(shared, needed) as pool:
+        with self._pool(shared) as pool:
             yield pool
             self._remember(pool)
 
     @contextmanager
-    def _pool(self, cluster: Cluster, needed_bytes: int) -> Iterator[WorkerPool]:
+    def _pool(self, cluster: Cluster) -> Iterator[WorkerPool]:
         if not self._cluster.gpus:
             if self._everything is None:
                 self._everything = WorkerPool(self._cluster, self._say, self._run_dir)
                 self.met = self._everything.start()
             yield self._everything
             return
-        pool = WorkerPool(cluster, self._say, self._run_dir, needed_bytes)
+        pool = WorkerPool(
+            cluster, self._say, self._run_dir, lambda device: self._needed_bytes(device)[0]
+        )
         try:
             yield pool
         finally:
             self.met = pool.met or self.met
             pool.close()
 
-    def _needed_bytes(self) -> tuple[int, str]:
-        """GPU memory of a scoring worker, and how that is known."""
-        found = [
-            measured
-            for device in self._devices()
-            if (measured := _read(self._memory(device))) is not None
-        ]
-        if not found:
-            return self._calculated, "calculated"
-        return max(found), "measured"
+    def _needed_bytes(self, device: str) -> tuple[int, str]:
+        """Memory that a scoring worker needs on a kind of GPU, and how that is known."""
+        measured = _read(self._memory(device))
+        return (self._calculated, "calculated") if measured is None else (measured, "measured")
 
     def _devices(self) -> list[str]:
         """Kinds of GPU that were met."""

@@ -298,7 +298,7 @@ class WorkerPool:
         cluster: how many workers there are and what each owns.
         say: called with one sentence for whatever happens to a worker.
         run_dir: the run folder, which every worker must see; not checked where None.
-        needed_bytes: free GPU memory that a worker needs.
+        needed_bytes: free memory that a worker's GPU must have, by what kind of GPU it is.
         patience: how long is waited for workers and their answers.
         stall_seconds: a training that has made no step for so long is begun again.
         actor: the class of the workers; one that works, where None.
@@ -309,7 +309,7 @@ class WorkerPool:
         cluster: Cluster,
         say: Say,
         run_dir: Path | None = None,
-        needed_bytes: int = 0,
+        needed_bytes: Callable[[str], int] = lambda _device: 0,
         *,
         patience: Patience | None = None,
         stall_seconds: float = _STALL_SECONDS,
@@ -364,7 +364,7 @@ class WorkerPool:
         folder, expected = self._run_dir.resolve(), run_id(self._run_dir)
 
         def admit(number: int, worker: Introduction) -> None:
-            check_introduction(worker, folder, expected, self._needed_bytes)
+            check_introduction(worker, folder, expected, self._needed_bytes(worker.device))
             self._met[number] = worker
             crew.name(number, worker.machine)
 
@@ -477,7 +477,7 @@ def check_introduction(
         worker: what it said of itself.
         folder: the run folder.
         expected_run: the run folder's identifier.
-        needed_bytes: free GPU memory that it needs.
+        needed_bytes: free memory that its GPU must have.
     """
     if worker.run_id != expected_run:
         raise InputError(
@@ -498,9 +498,9 @@ def check_introduction(
             )
     if worker.free_bytes is not None and worker.free_bytes < needed_bytes:
         raise InputError(
-            f"a worker needs about {needed_bytes / 2**30:.1f} GiB of GPU memory, but "
-            f"{worker.device} of {worker.machine} has "
-            f"{worker.free_bytes / 2**30:.1f} GiB free"
+            f"a worker that scores needs about {needed_bytes / 2**30:.1f} GiB of GPU memory, but "
+            f"{worker.device} of {worker.machine} has {worker.free_bytes / 2**30:.1f} GiB free; "
+            f"end what uses it (`nvidia-smi`), or leave the machine out"
         )
 
 
