@@ -136,12 +136,12 @@ def ray_session(
         dashboard: whether a Ray started here serves its dashboard, on localhost.
         most_workers: see `plan`.
         shared_bytes: what workers will share in the object store.
-        wanted_gpus: GPUs that the cluster is asked for, and waited for.
+        wanted_gpus: GPUs that the cluster is asked for, and waited for; no more are used.
         say: called with a sentence where there is something to wait for.
 
     Raises:
         InputError: where no cluster answers at `address`, or it has no CPUs, or no GPU in time
-            where some are wanted.
+            where some are wanted, or where Ray is started here and this machine has fewer.
         HeadLostError: where the cluster's head is gone meanwhile.
     """
     _silence()
@@ -157,14 +157,13 @@ def ray_session(
     with watched(context.gcs_address, is_alive, joined, say):
         try:
             if wanted_gpus is not None:
-                _wait_for_gpus(wanted_gpus, say)
+                _have_gpus(wanted_gpus, joined, say)
             total = _resources()
             nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
-            yield plan(
-                len(nodes), int(total.get("CPU", 0)), int(total.get("GPU", 0)), joined, most_workers
-            )
+            gpus = at_most(int(total.get("GPU", 0)), wanted_gpus)
+            yield plan(len(nodes), int(total.get("CPU", 0)), gpus, joined, most_workers)
         finally:
-            if wanted_gpus is not None and ray.is_initialized():
+            if joined and wanted_gpus is not None and ray.is_initialized():
                 request_resources(bundles=[])  # machines that idle may go
             ray.shutdown()
 
@@ -172,6 +171,21 @@ def ray_session(
 def _resources() -> dict[str, float]:
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return found
+
+
+def at_most(there: int, wanted_gpus: int | None) -> int:
+    """GPUs to work on, of those that are there."""
+    return there if wanted_gpus is None else min(there, wanted_gpus)
+
+
+def _have_gpus(wanted: int, joined: bool, say: Callable[[str], None]) -> None:
+    """Wait for a cluster's GPUs; a machine of one's own has what it has."""
+    if joined:
+        _wait_for_gpus(wanted, say)
+        return
+    there = int(_resources().get("GPU", 0))
+    if there < wanted:
+        raise InputError(f"this machine has {plural(there, 'GPU')}, but --gpus asks for {wanted}")
 
 
 def _wait_for_gpus(

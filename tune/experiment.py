@@ -101,8 +101,8 @@ class Experiment:
     cpus: int | None = None
     """CPUs to use when Ray is started on this machine; all by default."""
     gpus: int | None = None
-    """GPUs to work on: a cluster that grows is asked for so many, and waited for; by default those
-    that are there when the run begins."""
+    """GPUs to work on, at most: a cluster that grows is asked for so many, and waited for; by
+    default those that are there when the run begins."""
     scorers_per_gpu: int | None = None
     """Workers that share a GPU while merges are scored; by default as many as its memory allows."""
     compile: bool = False

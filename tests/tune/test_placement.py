@@ -1,6 +1,7 @@
 """What runs where: on made-up GPUs, with workers that only say where they are."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +186,27 @@ def test_fewer_gpus_are_made_do_with(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gpu_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wanted", "workers_there"), [(None, 3), (2, 2), (5, 3)])
+def test_no_more_gpus_are_used_than_were_asked_for(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch, wanted: int | None, workers_there: int
+) -> None:
+    monkeypatch.setattr(clusters, "_connect", lambda *_arguments: True)
+    monkeypatch.setattr(clusters, "watched", lambda *_arguments: nullcontext())
+    monkeypatch.setattr(clusters, "_wait_for_gpus", lambda *_arguments: None)
+    monkeypatch.setattr(clusters, "request_resources", lambda bundles: None)
+    monkeypatch.setattr(clusters, "_resources", lambda: {"CPU": 12, "GPU": 3})
+    monkeypatch.setattr(clusters.ray, "shutdown", lambda: None)
+    with clusters.ray_session(wanted_gpus=wanted) as found:
+        assert (found.gpus, found.workers) == (workers_there, workers_there)
+
+
+def test_a_machine_with_fewer_gpus_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "_resources", lambda: {"CPU": 4, "GPU": 1})
+    clusters._have_gpus(1, False, print)
+    with pytest.raises(InputError, match=r"^this machine has 1 GPU, but --gpus asks for 3$"):
+        clusters._have_gpus(3, False, print)
+
+
     Growing(0, monkeypatch)
     with pytest.raises(InputError, match="--gpus 8 were asked for, but no GPU has joined"):
         clusters._wait_for_gpus(8, print, seconds=0.05, poll_seconds=0.01)

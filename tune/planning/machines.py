@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from apgd.errors import InputError
-from tune.cluster import Cluster, plan, plural
+from tune.cluster import Cluster, at_most, plan, plural
 from tune.planning.devices import DEVICES, HEAD, Device, Price, processor_device
 
 _FORM = re.compile(r"(?P<count>\d+)x(?P<kind>[A-Za-z0-9]+)(?::(?P<cpus>\d+))?")
@@ -34,13 +34,13 @@ class Machines:
     """Whether they are machines of the price list; of those that run already only their user knows
     what they cost."""
 
-    def cluster(self, most_workers: int) -> Cluster:
+    def cluster(self, most_workers: int, wanted_gpus: int | None = None) -> Cluster:
         """How Ray is cut into workers there."""
         extra = HEAD_CPUS if self.head is not None else 0
         return plan(
             self.count + (self.head is not None),
             self.count * self.cpus_each + extra,
-            self.count * self.gpus_each,
+            at_most(self.count * self.gpus_each, wanted_gpus),
             self.joined,
             most_workers,
         )

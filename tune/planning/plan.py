@@ -106,7 +106,7 @@ def planned(experiment: Experiment, stages: Callable[[Terms], list[PlannedStage]
     """The plan of a run with such stages."""
     suite = experiment.full_suite
     machines = machines_for(experiment)
-    cluster = machines.cluster(len(suite.tasks) * experiment.seeds)
+    cluster = machines.cluster(len(suite.tasks) * experiment.seeds, experiment.gpus)
     rates = measured_rates(experiment, suite, machines, cluster.threads_per_worker)
     store = RecordStore(experiment.folder)
     terms = Terms(experiment, suite, machines, cluster, rates, look(experiment, suite), store)
