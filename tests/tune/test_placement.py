@@ -18,6 +18,7 @@ from tune import placement, workers
 from tune.cluster import Cluster, plan, scorers_per_gpu
 from tune.evaluators import Evaluator
 from tune.placement import Placement
+from tune.sharing import Sharing
 from tune.trials import TrialScorer
 from tune.workers import Introduction, Job, WorkerPool, check_introduction, own_code, own_libraries
 
@@ -52,7 +53,7 @@ def placed(pool: WorkerPool, count: int) -> list[tuple[tuple[str, ...], int]]:
 def test_each_kind_of_work_has_its_place(two_gpus: None, run_dir: Path) -> None:
     said: list[str] = []
     cluster = plan(nodes=1, cpus=6, gpus=2, joined=False, most_workers=8)
-    place = Placement(cluster, said.append, run_dir, 9 * GIB, scored=("suite", "ties"))
+    place = Placement(cluster, said.append, run_dir, Sharing(9 * GIB, ("suite", "ties")))
     with place.preparing() as pool:
         assert placed(pool, 6) == [((), 1)] * 6
     with place.training() as pool:
@@ -65,7 +66,7 @@ def test_each_kind_of_work_has_its_place(two_gpus: None, run_dir: Path) -> None:
         "2 workers share a GPU for merges and scores: 9.0 GiB each (calculated) of 20.0 GiB"
     ]
     # What was measured then, 1.15 x 4 GiB and what CUDA takes, counts the next time.
-    again = Placement(cluster, said.append, run_dir, 9 * GIB, scored=("suite", "ties"))
+    again = Placement(cluster, said.append, run_dir, Sharing(9 * GIB, ("suite", "ties")))
     with again.training() as pool:
         placed(pool, 2)
     with again.scoring() as pool:
@@ -74,13 +75,13 @@ def test_each_kind_of_work_has_its_place(two_gpus: None, run_dir: Path) -> None:
         "3 workers share a GPU for merges and scores: 5.2 GiB each (measured) of 20.0 GiB"
     )
     few = Placement(
-        cluster, said.append, run_dir, 9 * GIB, share=2, most_training=1, most_scoring=3
+        cluster, said.append, run_dir, Sharing(9 * GIB, share=2, most=3), most_training=1
     )
     with few.training() as pool:
         assert placed(pool, 1) == [(("0",), 3)]
     with few.scoring() as pool:
         assert len(pool.start()) == 3
-    other = Placement(cluster, said.append, run_dir, 21 * GIB, scored=("suite", "wudi"))
+    other = Placement(cluster, said.append, run_dir, Sharing(21 * GIB, ("suite", "wudi")))
     for work in (other.training, other.scoring):  # before experts are trained for nothing
         refused = pytest.raises(InputError, match=r"needs about 21\.0 GiB .*leave the machine out$")
         with work() as pool, refused:
@@ -89,7 +90,7 @@ def test_each_kind_of_work_has_its_place(two_gpus: None, run_dir: Path) -> None:
 
 def test_nothing_is_started_for_nothing(run_dir: Path) -> None:
     cluster = plan(nodes=1, cpus=8, gpus=2, joined=False, most_workers=8)
-    place = Placement(cluster, print, run_dir, GIB)
+    place = Placement(cluster, print, run_dir, Sharing(GIB))
     with place.training() as pool:  # Ray is not even there
         assert pool.run([]) == []
     assert place.met == []
@@ -97,7 +98,7 @@ def test_nothing_is_started_for_nothing(run_dir: Path) -> None:
 
 def test_without_gpus_the_same_workers_do_everything(two_gpus: None, run_dir: Path) -> None:
     cluster = plan(nodes=1, cpus=2, gpus=0, joined=False, most_workers=8)
-    place = Placement(cluster, print, run_dir, GIB)
+    place = Placement(cluster, print, run_dir, Sharing(GIB))
     with place.preparing() as first:
         assert placed(first, 2) == [((), 1), ((), 1)]
     with place.training() as second, place.scoring() as third:
@@ -185,7 +186,6 @@ def test_fewer_gpus_are_made_do_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[-1] == "going on with 2 of 8 GPUs: no more came"
 
 
-def test_no_gpu_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("wanted", "workers_there"), [(None, 3), (2, 2), (5, 3)])
 def test_no_more_gpus_are_used_than_were_asked_for(
     two_gpus: None, monkeypatch: pytest.MonkeyPatch, wanted: int | None, workers_there: int
@@ -207,6 +207,7 @@ def test_a_machine_with_fewer_gpus_is_not_waited_for(monkeypatch: pytest.MonkeyP
         clusters._have_gpus(3, False, print)
 
 
+def test_no_gpu_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     Growing(0, monkeypatch)
     with pytest.raises(InputError, match="--gpus 8 were asked for, but no GPU has joined"):
         clusters._wait_for_gpus(8, print, seconds=0.05, poll_seconds=0.01)

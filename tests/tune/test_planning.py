@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from apgd.shapes import merged_shapes, model_bytes, model_shapes
 from apgd.suites import suites
 from apgd.task_vectors import TaskVectors
 from experiments import ablations, compare_methods, full_repro
+from tune.cluster import plan
 from tune.evaluators import Purpose, ScoreJob
 from tune.experiment import Experiment
 from tune.planning.devices import DEVICES, UTILISATION, processor_device
@@ -43,6 +45,7 @@ from tune.planning.work import (
 )
 from tune.records import Variant
 from tune.searches import studies_of
+from tune.sharing import sharing_of
 
 PLAN_LINE = re.compile(r"^ (?P<name>\S.*?)\s{2,}(?P<todo>\d+)\s+(?P<there>\d+)\s", re.MULTILINE)
 
@@ -256,11 +259,37 @@ def test_a_model_that_does_not_fit_is_said() -> None:
     plan = plan_of(nowhere(suite=suite.name, plan_for="4xL4"))
     assert plan.budget is not None
     assert plan.budget.fits
-    assert plan.scorers >= 1
+    assert plan.scorers.per_gpu >= 1
     small = Machines(
         1, replace(DEVICES["l4"], memory=3 * 10**9), 1, 4, None, True, "described", "L4"
     )
     assert small.gpu_bytes == 3 * 10**9
+
+
+def test_scoring_workers_are_those_that_a_run_would_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APGD_CACHE", str(tmp_path))
+    choices: dict[str, Any] = {"suite": "clip_vit_b32_8", "methods": ("ties",), "at_once": 3}
+
+    def row(**fields: Any) -> list[str]:
+        lines = plain(nowhere(**choices, **fields)).splitlines()
+        return next(line.split() for line in lines if line.startswith(" scoring"))
+
+    assert row(plan_for="1xL4")[1:3] == ["3", "1/4"]  # one search of three trials at a time
+    assert row(plan_for="1xL4", scorers_per_gpu=2)[1:3] == ["2", "1/2"]
+    experiment = nowhere(**choices)
+    sharing = sharing_of(experiment, experiment.full_suite)
+    sharing.remember("NVIDIA L4", 8 * 2**30)  # as a run there measures it
+    found = row(plan_for="1xL4")
+    assert found[1:3] == ["2", "1/2"]
+    assert found[4:] == ["9.8", "GiB", "of", "22.4", "GiB,", "measured"]
+    assert row(plan_for="8xL4", gpus=1)[1:3] == ["2", "1/2"]
+    assert row(plan_for="1xA10G")[1:3] == ["3", "1/4"]
+    # Of GPUs of an unknown kind only what was asked for is known.
+    cluster = plan(1, 8, 2, False, 8)
+    assert sharing.cut(cluster, None, 2**30).per_gpu == 1
+    assert replace(sharing, share=2).cut(cluster, None, 2**30).workers == 3
 
 
 @pytest.mark.parametrize("width", [80, 200])

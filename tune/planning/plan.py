@@ -8,7 +8,7 @@ from rich.console import Console
 from apgd.budget import Budget, finetune_budget
 from apgd.suites import Suite
 from tune.cluster import Cluster
-from tune.experiment import Experiment, scoring_bytes
+from tune.experiment import Experiment
 from tune.experts import wanted_models
 from tune.planning.devices import HEAD, PRICES, Price
 from tune.planning.estimate import Basis, worst
@@ -44,10 +44,10 @@ class Plan:
     stages: Sequence[PlannedStage]
     budget: Budget | None
     """GPU memory of fine-tuning; None without a GPU, or where nothing is trained."""
-    scoring_bytes: int
-    """GPU memory of a scoring worker."""
-    scorers: int
-    """Workers that share a GPU while merges are scored."""
+    scoring_memory: tuple[int, str]
+    """GPU memory in bytes of a scoring worker, and how that is known."""
+    scorers: Cluster
+    """How the machines are cut into workers while merges are scored."""
     rates: Rates
     counts_longest: bool
     """Whether examples are texts, of which the longest are counted."""
@@ -117,7 +117,7 @@ def planned(experiment: Experiment, stages: Callable[[Terms], list[PlannedStage]
         cluster=cluster,
         stages=made,
         budget=_budget(experiment, suite, machines, terms.found),
-        scoring_bytes=scoring_bytes(suite),
+        scoring_memory=terms.scoring_memory,
         scorers=terms.scorers,
         rates=rates,
         counts_longest=suite.image_size is None,

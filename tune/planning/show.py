@@ -69,9 +69,10 @@ def _actor_table(plan: "Plan") -> Table:
     if plan.budget is not None:
         needed = f"{plan.budget.total / _GIB:.1f} GiB{whole}, calculated"
         table.add_row("training", str(cluster.workers), "1 GPU", needed)
-    each = "1 GPU" if plan.scorers == 1 else f"1/{plan.scorers} GPU"
-    needed = f"{plan.scoring_bytes / _GIB:.1f} GiB{whole}, calculated"
-    table.add_row("scoring", str(cluster.workers * plan.scorers), each, needed)
+    share, (scoring, how) = plan.scorers.per_gpu, plan.scoring_memory
+    each = "1 GPU" if share == 1 else f"1/{share} GPU"
+    needed = f"{scoring / _GIB:.1f} GiB{whole}, {how}"
+    table.add_row("scoring", str(plan.scorers.workers), each, needed)
     return table
 
 

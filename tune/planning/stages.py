@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from apgd.external import OWN
 from apgd.shapes import merged_shapes
 from apgd.suites import Suite
-from tune.cluster import Cluster, scorers_per_gpu
+from tune.cluster import Cluster
 from tune.evaluators import ScoreJob
-from tune.experiment import Experiment, scoring_bytes
+from tune.experiment import Experiment
 from tune.experts import data_cells, wanted_models, wanted_statistics
 from tune.geometry import is_measured
 from tune.objectives import Objective
@@ -31,6 +31,7 @@ from tune.planning.work import (
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.references import MULTI_TASK, REFERENCES
 from tune.searches import Searched, studies_of, wanted_bases
+from tune.sharing import sharing_of
 from tune.stages import distinct_rows, evaluation_jobs, geometry_jobs
 from tune.studies import Study, best_trial, judged_in_full
 
@@ -108,14 +109,15 @@ class Terms:
         return self.cluster.threads_per_worker / self.machines.cpus_each
 
     @property
-    def scorers(self) -> int:
-        """Workers that share a GPU while merges are scored."""
-        memory = self.machines.gpu_bytes
-        if not self.cluster.gpus or memory is None:
-            return 1
-        return self.experiment.scorers_per_gpu or scorers_per_gpu(
-            memory, scoring_bytes(self.suite), self.cluster.cpus // self.cluster.gpus
-        )
+    def scoring_memory(self) -> tuple[int, str]:
+        """GPU memory in bytes of a scoring worker, and how that is known."""
+        return sharing_of(self.experiment, self.suite).needed([self.machines.device_name])
+
+    @property
+    def scorers(self) -> Cluster:
+        """The machines as they are cut into workers while merges are scored."""
+        sharing, (needed, _how) = sharing_of(self.experiment, self.suite), self.scoring_memory
+        return sharing.cut(self.cluster, self.machines.gpu_bytes, needed)
 
     def scoring_workers(self, takes: Sequence[Estimate], most: int | None = None) -> int:
         """Workers for a stage of scoring.
@@ -124,7 +126,9 @@ class Terms:
         of a whole GPU, which then has one worker.
         """
         all_measured = worst([estimate.basis for estimate in takes]) is Basis.MEASURED
-        workers = self.cluster.workers * (self.scorers if all_measured else 1)
+        workers = self.scorers.workers
+        if not all_measured:
+            workers = min(workers, self.cluster.workers)
         return max(1, min(workers, workers if most is None else most))
 
     def unit(self, stage: str) -> Estimate:
