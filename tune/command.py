@@ -61,9 +61,9 @@ def run_command(
             return getattr(cause, "status", 130)
         expected = isinstance(cause, _EXPECTED)
         label = "error" if expected else f"error ({type(cause).__name__})"
-        errors.print(without_secrets(f"{label}: {cause}"), markup=False, highlight=False)
+        errors.print(without_secrets(f"{label}: {cause}", *chosen), markup=False, highlight=False)
         if debug:
-            shown = without_secrets("".join(traceback.format_exception(error)))
+            shown = without_secrets("".join(traceback.format_exception(error)), *chosen)
             errors.print(shown, markup=False)
         elif not expected:
             errors.print("run again with --debug for the traceback", markup=False)

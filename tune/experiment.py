@@ -17,7 +17,7 @@ from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
 from apgd.files import check_writable, content_key, is_leftover, read_sealed, write_sealed
 from apgd.hub import check_hub_file
-from apgd.masking import without_credentials
+from apgd.masking import masked_address
 from apgd.methods import PLUGS, SUFFIX, Value, methods
 from apgd.published import TOLERANCE
 from apgd.shapes import merged_shapes, model_bytes
@@ -163,7 +163,7 @@ class Experiment:
         if self.tracking_uri is not None and not self.tracking_uri.startswith(_TRACKING_SCHEMES):
             raise InputError(
                 f"tracking-uri must start with one of {', '.join(_TRACKING_SCHEMES)}, "
-                f"but got {self.tracking_uri!r}"
+                f"but got {masked_address(self.tracking_uri)!r}"
             )
 
     def _add_plugged(self) -> None:
@@ -249,7 +249,7 @@ class Experiment:
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         for name in ("tracking_uri", "storage"):
             if values[name] is not None:
-                values[name] = without_credentials(values[name])
+                values[name] = masked_address(values[name])
         return values
 
 

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from apgd.masking import without_credentials
+from apgd.masking import masked_address
 from tune.begin import begin, make_experts, send_rest
 from tune.experiment import Experiment, check
 from tune.log import LOG_FILE
@@ -56,6 +56,6 @@ def run_experiment(experiment: Experiment, console: Console) -> None:
         ("records", experiment.folder / "records"),
         ("log", experiment.folder / LOG_FILE),
         ("MLflow", run.tracker.how_to_look),
-        ("search", f"uvx optuna-dashboard {without_credentials(storage_url(experiment))}"),
+        ("search", f"uvx optuna-dashboard {masked_address(storage_url(experiment))}"),
     ):
         console.print(f"{what:<8}{where}", highlight=False, markup=False, soft_wrap=True)

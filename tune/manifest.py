@@ -16,7 +16,7 @@ from apgd.data import Task
 from apgd.files import sha256_file, write_json
 from apgd.finetune import Expert
 from apgd.machine import processor
-from apgd.masking import without_secrets
+from apgd.masking import masked_address, without_secrets
 from apgd.suites import Suite
 from tune.begin import Begun, Made
 from tune.cluster import Cluster, plural
@@ -211,4 +211,5 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def command_line() -> str:
     """The command that started this process, as one would type it."""
     script = Path(sys.argv[0]).name
-    return without_secrets(shlex.join(["uv", "run", f"experiments/{script}", *sys.argv[1:]]))
+    arguments = map(masked_address, sys.argv[1:])
+    return without_secrets(shlex.join(["uv", "run", f"experiments/{script}", *arguments]))

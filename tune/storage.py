@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from apgd.errors import InputError
-from apgd.masking import without_credentials, without_secrets
+from apgd.masking import masked_address, without_secrets
 from tune.experiment import Experiment
 
 
@@ -33,10 +33,10 @@ def open_storage(experiment: Experiment) -> optuna.storages.BaseStorage:
     try:
         return optuna.storages.RDBStorage(url)
     except (SQLAlchemyError, ImportError) as error:
-        reason = (without_secrets(str(error)).splitlines() or [""])[0]
+        reason = (without_secrets(str(error), url).splitlines() or [""])[0]
         raise InputError(
             f"--storage must be a database that Optuna can open, for example "
-            f"sqlite:///studies.db, but got {without_credentials(url)!r}: {reason}"
+            f"sqlite:///studies.db, but got {masked_address(url)!r}: {reason}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apgd.errors import InputError
-from apgd.masking import without_credentials, without_secrets
+from apgd.masking import masked_address, without_secrets
 from tune.experiment import Experiment, run_id
 from tune.records import Kind, Record, RecordStore
 
@@ -60,23 +60,24 @@ def synchronise(experiment: Experiment) -> str:
     Raises:
         InputError: where MLflow cannot be reached.
     """
-    where = without_credentials(tracking_uri(experiment))
+    uri = tracking_uri(experiment)
+    where = masked_address(uri)
     try:
         copy = _copy_of(experiment)
         count = copy.send_new()
         copy.send_summary()
     except Exception as error:
         raise InputError(
-            f"MLflow at {where} could not be brought up to date ({_reason(error)}); results are on "
-            f"disk, and --sync may be run again"
+            f"MLflow at {where} could not be brought up to date ({_reason(error, uri)}); results "
+            f"are on disk, and --sync may be run again"
         ) from error
     return f"sent {count} records of {experiment.folder} to {where}"
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, uri: str) -> str:
     while error.__cause__ is not None:  # of a database's error the first line only says where
         error = error.__cause__
-    said = (without_secrets(str(error)).splitlines() or [""])[0][:200]
+    said = (without_secrets(str(error), uri).splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {said}"
 
 
@@ -288,7 +289,7 @@ class Tracker:
     def __init__(self, experiment: Experiment, say: Callable[[str], None]) -> None:
         self.uri = tracking_uri(experiment)
         """Tracking server or database."""
-        self._shown = without_credentials(self.uri)
+        self._shown = masked_address(self.uri)
         self.how_to_look = (
             f"uv run mlflow ui --backend-store-uri {self._shown}"
             if self.uri.startswith("sqlite")
@@ -353,6 +354,6 @@ class Tracker:
         self._failures += 1
         if self._failures == 1:
             self._say(
-                f"MLflow at {self._shown} could not be brought up to date ({_reason(error)}); "
-                f"results are on disk, send them later with --sync"
+                f"MLflow at {self._shown} could not be brought up to date "
+                f"({_reason(error, self.uri)}); results are on disk, send them later with --sync"
             )

@@ -1,6 +1,7 @@
 """Secrets of the environment and of addresses reach no output, no file and no database."""
 
 import os
+import shlex
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,10 +11,11 @@ from threading import Thread
 import pytest
 
 from apgd import InputError
-from apgd.masking import without_credentials, without_secrets
+from apgd.masking import masked_address, without_credentials, without_secrets
 from tune.command import run_command
 from tune.experiment import Experiment, check
 from tune.job import run_experiment
+from tune.manifest import command_line
 from tune.storage import open_storage
 
 SECRETS = {
@@ -27,10 +29,12 @@ SECRETS = {
 }
 PASSWORD = "p@ss/w0rd-in-address"  # noqa: S105 - made up
 PLAIN_PASSWORD = "hunter2hunter2"  # noqa: S105
+AWKWARD_PASSWORD = "hunter2's hunter2"  # noqa: S105
 
 
 def leaks(content: bytes) -> list[str]:
     values = {**SECRETS, "an address": PASSWORD, "an address too": PLAIN_PASSWORD}
+    values |= {"an address with a quote": AWKWARD_PASSWORD}
     return [name for name, value in values.items() if value.encode() in content]
 
 
@@ -60,6 +64,40 @@ def test_credentials_of_addresses(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://u:pa'ss@h/db", "postgresql://***@h/db"),
+        ('http://u:pa"s s@@h:5000/', "http://***@h:5000/"),
+        ("--storage=mysql://u:pa s's\n@h/db", "--storage=mysql://***@h/db"),
+        ("https://h/x?user=a&password=b'c d;e&f=g", "https://h/x?user=a&password=***&f=g"),
+        ("sqlite:////home/me@work/my runs/x.db", "sqlite:////home/me@work/my runs/x.db"),
+        ("--no-stopping", "--no-stopping"),
+    ],
+)
+def test_an_address_is_masked_whatever_its_password_holds(address: str, shown: str) -> None:
+    assert masked_address(address) == shown
+
+
+@pytest.mark.parametrize("password", [AWKWARD_PASSWORD, "pa's s\"w0rd"])
+def test_an_awkward_password_of_an_option(
+    password: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"postgresql://me:{password}@127.0.0.1:9/x"
+    experiment = Experiment(run_dir=tmp_path, storage=url, tracking_uri=url)
+    assert set(experiment.as_dict().values()) >= {"postgresql://***@127.0.0.1:9/x"}
+    monkeypatch.setattr(sys, "argv", ["full_repro.py", "--storage", url, f"--tracking-uri={url}"])
+    shown = shlex.split(command_line())
+    assert shown[3:] == [
+        "--storage",
+        "postgresql://***@127.0.0.1:9/x",
+        "--tracking-uri=postgresql://***@127.0.0.1:9/x",
+    ]
+    assert without_secrets(f"could not open {url}: gone", url) == (
+        "could not open postgresql://***@127.0.0.1:9/x: gone"
+    )
+
+
 def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -72,8 +110,33 @@ def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_secrets("short") == "short"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PGPASSWORD", "MYSQL_PWD", "AZURE_STORAGE_KEY", "OPENAI_KEY", "GITHUB_PAT", "DB_PASS"),
+        *("REDISCLI_AUTH", "GPG_PASSPHRASE", "openai_apikey", "MONGO_INITDB_ROOT_PASSWORD"),
+    ],
+)
+def test_names_of_secrets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "wJalrXUtnFEMI")
+    assert without_secrets("it is wJalrXUtnFEMI") == "it is ***"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PWD", "OLDPWD", "SSH_AUTH_SOCK", "SSH_ASKPASS", "AWS_ACCESS_KEY_ID", "SSH_KEY_PATH"),
+        *("PGPASSFILE", "LANGFUSE_PUBLIC_KEY", "KEYBOARD", "COMPATIBLE", "XAUTHORITY"),
+        *("RAY_AUTH_MODE", "OAUTH_TOKEN_URL", "PASSENGERS", "PYTHONPATH"),
+    ],
+)
+def test_names_of_what_is_no_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "/home/me/of_no_interest")
+    assert without_secrets("in /home/me/of_no_interest") == "in /home/me/of_no_interest"
+
+
 def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
-    for password in (PASSWORD, PLAIN_PASSWORD):
+    for password in (PASSWORD, PLAIN_PASSWORD, AWKWARD_PASSWORD):
         url = f"postgresql://me:{password}@127.0.0.1:9/studies"
         experiment = Experiment(run_dir=tmp_path, experts_dir=tmp_path / "e", storage=url)
         with pytest.raises(InputError) as refused:
@@ -99,6 +162,8 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
         (["--storage", f"postgresql://me:{PASSWORD}@127.0.0.1:9/x", "--debug"], 2),
         (["--storage", f"nonsense://me:{PLAIN_PASSWORD}@h/x", "--debug"], 2),
         (["--tracking-uri", f"ftp://me:{PLAIN_PASSWORD}@h/x", "--debug"], 2),
+        (["--tracking-uri", f"ftp://me:{AWKWARD_PASSWORD}@h/x", "--debug"], 2),
+        (["--storage", f"postgresql://me:{AWKWARD_PASSWORD}@127.0.0.1:9/x", "--debug"], 2),
         (["--sync", "--tracking-uri", f"http://me:{PLAIN_PASSWORD}@127.0.0.1:9", "--debug"], 2),
     ],
 )
