@@ -243,7 +243,7 @@ class MlflowCopy:
         manifest_path = self._run_dir / "manifest.json"
         if manifest_path.exists():
             manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-            params = {**manifest["experiment"], "git_commit": manifest["git_commit"]}
+            settings = {**manifest["experiment"], "git_commit": manifest["git_commit"]}
             values = {f"seconds/{stage['name']}": stage["seconds"] for stage in manifest["stages"]}
             values |= {f"test_mean/{row}": mean for row, mean in manifest["results"].items()}
             # The time of the run that wrote them: of several, MLflow shows the newest.
@@ -251,9 +251,9 @@ class MlflowCopy:
             self._client.log_batch(
                 self._parent,
                 metrics=[Metric(name, value, written, 0) for name, value in values.items()],
-                # Settings may grow when a run is extended, so they are tags as well as params.
-                params=[Param(k, str(v)) for k, v in params.items() if k in ("suite", "trials")],
-                tags=_tags(params),
+                # MLflow refuses to change a param: what may grow when a run is extended is a tag.
+                params=[Param("suite", str(settings["suite"]))],
+                tags=_tags(settings),
             )
         for name in _ARTIFACTS:
             if (self._run_dir / name).exists():

@@ -18,6 +18,7 @@ import requests
 from mlflow import MlflowClient
 
 from apgd.errors import InputError
+from apgd.files import write_json
 from tests.faults.small_run import QUICK, SmallRun, assert_same
 from tune import tracking
 from tune.experiment import Experiment, run_id
@@ -297,6 +298,25 @@ def test_three_requests_for_each_record(
     synchronise(experiment)
     assert len(asked) <= 3 * 50 + 20
     assert 50 / (time.monotonic() - began) > 2  # records a second, which is generous
+
+
+def test_a_run_with_more_trials_is_brought_up_to_date(tmp_path: Path) -> None:
+    experiment = made_up(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    manifest: dict[str, Any] = {
+        "experiment": {"suite": "mini_vision", "trials": 24},
+        "git_commit": "c0ffee",
+        "stages": [{"name": "search", "seconds": 1.0}],
+        "results": {"ties": 0.5},
+    }
+    for trials in (24, 48):
+        manifest["experiment"]["trials"] = trials
+        write_json(experiment.folder / "manifest.json", manifest)
+        synchronise(experiment)
+        check(experiment)
+    client = MlflowClient(tracking_uri=tracking.tracking_uri(experiment))
+    place = client.get_experiment_by_name("apgd/mini_vision")
+    (parent,) = client.search_runs([place.experiment_id], "tags.`apgd.setting.trials` = '48'")
+    assert parent.data.params == {"suite": "mini_vision"}
 
 
 @pytest.mark.slow
