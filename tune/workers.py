@@ -36,6 +36,7 @@ from tune.dispatch import LOST, Actor, Crew, Patience, Reference, Running, Say
 from tune.evaluators import Evaluator, ScoreJob, Workload
 from tune.experiment import run_id
 from tune.geometry import measure
+from tune.libraries import LIBRARIES
 from tune.remote_worker import RemoteWorker
 from tune.studies import Study
 from tune.trials import Trial, TrialScorer
@@ -49,11 +50,6 @@ _LATE_SECONDS = 30
 """Those that come later than the first by more than that join when they are there."""
 _STALL_SECONDS = 600.0
 """A training that has made no step for so long is begun again by another worker."""
-_LIBRARIES = (
-    *("torch", "ray", "numpy", "open_clip_torch", "transformers", "peft", "safetensors", "numba"),
-    *("scipy", "pillow"),
-)
-"""Which all machines must have in the same version: results depend on them, or messages do."""
 
 
 def assigned_device() -> str:
@@ -115,7 +111,7 @@ def own_code() -> str:
 
 def own_libraries() -> tuple[tuple[str, str], ...]:
     """Names and versions of Python and of the libraries that results depend on."""
-    return (("python", platform.python_version()), *library_versions(*_LIBRARIES))
+    return (("python", platform.python_version()), *library_versions(*LIBRARIES))
 
 
 def own_identity() -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from tune.doctor.downloads import DownloadFacts, look_at_downloads
 from tune.doctor.folders import FolderFacts, Probe, look_into
 from tune.doctor.gpus import GpuFacts, look_at_gpus
+from tune.libraries import LIBRARIES
 
-PACKAGES = ("apgd", "torch", "ray", "open_clip_torch", "transformers", "optuna", "mlflow")
+PACKAGES = ("apgd", *LIBRARIES, "optuna", "mlflow")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps its object store
 
 

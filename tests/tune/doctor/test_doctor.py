@@ -19,6 +19,7 @@ from apgd.files import is_leftover
 from tests.tune.doctor.found import facts, folder, needs
 from tune import cli
 from tune.doctor import downloads, examination, folders, gpus, report
+from tune.doctor.facts import software
 from tune.doctor.finding import Finding, Status, failure, grouped, ok
 from tune.doctor.folders import laid, look_into, shows
 from tune.doctor.needs import needs_of
@@ -210,6 +211,16 @@ def test_the_command_on_this_machine(
     monkeypatch.setattr(sys, "argv", ["apgd", "doctor", *places])
     assert cli.main() == 1
     assert "choose another folder with --run-dir" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_doctor_compares_all_that_a_run_compares() -> None:
+    from tune.workers import own_libraries
+
+    found = software()
+    assert {("python", found.python), *found.packages} >= set(own_libraries())
+    code = "import sys, tune.libraries; print({'torch', 'ray'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_library_knows_no_doctor() -> None:
