@@ -7,7 +7,8 @@ from pathlib import Path
 
 from apgd.errors import InputError
 
-_SECONDS = 60.0
+_SECONDS = 150.0
+"""More than all looks together take at most, so that a silent machine is one that says nothing."""
 
 
 def add_doctor(

@@ -21,7 +21,9 @@ from apgd.files import PROBE, check_writable
 
 _SEEN_SECONDS = 3.0
 """A network file system may show a new file a little later."""
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 5.0
+LONGEST_SECONDS = _SEEN_SECONDS + 2 * _LOCK_SECONDS
+"""What a look into a folder takes at most, where its disk answers."""
 _RENAMES = 50
 _HELD, _TAKEN = "held", "taken"
 _TRY_LOCK = f"""

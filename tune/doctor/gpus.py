@@ -10,7 +10,9 @@ import sys
 from dataclasses import dataclass
 
 _QUERY = "name,memory.free,memory.total,driver_version"
-_SECONDS = 60.0
+DRIVER_SECONDS = 15.0
+TORCH_SECONDS = 30.0
+"""Less together than a node has for all it looks at, so that its row says what hangs."""
 _TRY_TORCH = """
 import json, torch
 found = {"build": torch.version.cuda or torch.version.hip, "usable": 0, "problem": None}
@@ -54,7 +56,8 @@ class GpuFacts:
 def look_at_gpus() -> GpuFacts:
     """Ask the driver, and where it has GPUs also torch."""
     try:
-        listed = _output(["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"])
+        asked = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        listed = _output(asked, DRIVER_SECONDS)
     except FileNotFoundError:
         return GpuFacts()
     except RuntimeError as error:
@@ -63,7 +66,8 @@ def look_at_gpus() -> GpuFacts:
     if not gpus:
         return GpuFacts()
     try:
-        found = json.loads(_output([sys.executable, "-c", _TRY_TORCH]).splitlines()[-1])
+        tried = _output([sys.executable, "-c", _TRY_TORCH], TORCH_SECONDS)
+        found = json.loads(tried.splitlines()[-1])
     except (RuntimeError, IndexError, ValueError) as error:
         return GpuFacts(gpus=gpus, torch_problem=str(error))
     return GpuFacts(
@@ -87,20 +91,22 @@ def _bytes(mebibytes: str) -> int:
     return int(mebibytes) * 2**20 if mebibytes.isdigit() else 0
 
 
-def _output(command: list[str]) -> str:
+def _output(command: list[str], seconds: float) -> str:
     """What a command prints.
 
     Raises:
         FileNotFoundError: where there is no such program.
         RuntimeError: where it fails or takes too long; what it said last.
     """
+    process = subprocess.Popen(  # noqa: S603 - fixed commands
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
-        done = subprocess.run(  # noqa: S603 - fixed commands
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
+        out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{command[0]} did not answer within {_SECONDS:.0f} s") from None
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        raise RuntimeError(said[-1] if said else f"{command[0]} ended with {done.returncode}")
-    return done.stdout
+        process.kill()  # its end is not waited for: a driver that hangs may hold it for good
+        raise RuntimeError(f"{command[0]} did not answer within {seconds:.0f} s") from None
+    if process.returncode:
+        said = (out + err).strip().splitlines()
+        raise RuntimeError(said[-1] if said else f"{command[0]} ended with {process.returncode}")
+    return out

@@ -18,7 +18,7 @@ from apgd import InputError
 from apgd.files import is_leftover
 from tests.tune.doctor.found import facts, folder, needs
 from tune import cli
-from tune.doctor import downloads, examination, folders, gpus, report
+from tune.doctor import command, downloads, examination, folders, gpus, report
 from tune.doctor.facts import software
 from tune.doctor.finding import Finding, Status, failure, grouped, ok
 from tune.doctor.folders import laid, look_into, shows
@@ -103,8 +103,26 @@ def test_a_driver_that_fails_or_hangs_is_said(
     script(tmp_path, "echo Driver/library version mismatch; exit 18")
     assert gpus.look_at_gpus().problem == "Driver/library version mismatch"
     script(tmp_path, "sleep 30")
-    monkeypatch.setattr(gpus, "_SECONDS", 0.3)
+    monkeypatch.setattr(gpus, "DRIVER_SECONDS", 0.3)
     assert "did not answer" in str(gpus.look_at_gpus().problem)
+
+
+def test_a_driver_that_holds_whoever_asks_holds_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    script(tmp_path, "exec sleep 8")
+    monkeypatch.setattr(gpus, "DRIVER_SECONDS", 0.3)
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda _process: None)  # as the kernel does then
+    began = time.monotonic()
+    assert "did not answer" in str(gpus.look_at_gpus().problem)
+    assert time.monotonic() - began < 5
+
+
+def test_a_node_has_time_for_all_looks() -> None:
+    looks = gpus.DRIVER_SECONDS + gpus.TORCH_SECONDS + downloads.LONGEST_SECONDS
+    looks += 2 * folders.LONGEST_SECONDS
+    assert looks + 30 < command._SECONDS  # and for imports
 
 
 def test_torch_is_asked_where_there_is_a_gpu(
