@@ -143,6 +143,11 @@ class RecordStore:
         path = self._path(kind, key)
         return _read(path) if path.exists() else None
 
+    def get_whole(self, kind: Kind, key: str) -> Record | None:
+        """As `get`, but None also where it, or what belongs to it, is not what was written."""
+        path = self._path(kind, key)
+        return None if path.exists() and any(True for _ in _damage(path)) else self.get(kind, key)
+
     def expect(self, kind: Kind, key: str) -> Record:
         """The record with this key, which somebody wrote.
 
@@ -166,12 +171,15 @@ class RecordStore:
         for key in self.keys(kind):
             yield _read(self._path(kind, key))
 
+    def damaged(self) -> list[tuple[Path, DamagedError]]:
+        """Files that are not what was written, and what is wrong with each."""
+        return [(p, damage) for p in sorted(self.root.rglob("*.json")) for damage in _damage(p)]
+
     def put_damaged_aside(self) -> list[str]:
         """Rename what is not what was written, so that it is computed again; a sentence on each."""
         return [
             f"{damage}; it was put aside as {put_aside(path).name} and is computed again"
-            for path in sorted(self.root.rglob("*.json"))
-            for damage in _damage(path)
+            for path, damage in self.damaged()
         ]
 
     def answers(self, record: Record) -> dict[str, np.ndarray]:

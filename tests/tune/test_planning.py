@@ -1,5 +1,6 @@
 """Plans: machines, work, rates from real folders, and counts that the run keeps to."""
 
+import hashlib
 import io
 import json
 import os
@@ -17,19 +18,22 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from apgd import InputError
-from apgd.checkpoints import open_weights
+from apgd.checkpoints import open_weights, save_sealed
 from apgd.data import Split
-from apgd.files import write_json
+from apgd.files import sha256_file, write_json, write_sealed
 from apgd.methods import methods
 from apgd.shapes import merged_shapes, model_bytes, model_shapes
 from apgd.suites import suites
 from apgd.task_vectors import TaskVectors
+from apgd.training_statistics import statistic_spec
 from experiments import ablations, compare_methods, full_repro
 from tune.cluster import plan
 from tune.evaluators import Purpose, ScoreJob
 from tune.experiment import Experiment
+from tune.experts import model_specs, wanted_statistics
 from tune.planning.devices import DEVICES, UTILISATION, processor_device
 from tune.planning.estimate import Basis
+from tune.planning.found import look
 from tune.planning.machines import Machines, described, kind_of
 from tune.planning.places import from_nodes
 from tune.planning.plan import Plan, plan_of
@@ -43,8 +47,8 @@ from tune.planning.work import (
     rung_plans,
     training_work,
 )
-from tune.records import Variant
-from tune.searches import studies_of
+from tune.records import Kind, Record, RecordStore, Variant
+from tune.searches import studies_of, study_key
 from tune.sharing import sharing_of
 
 PLAN_LINE = re.compile(r"^ (?P<name>\S.*?)\s{2,}(?P<todo>\d+)\s+(?P<there>\d+)\s", re.MULTILINE)
@@ -343,6 +347,59 @@ def test_a_plan_neither_starts_nor_writes_anything(tmp_path: Path) -> None:
             assert command.main([*extra, *folders]) == 0
     assert list(tmp_path.iterdir()) == []
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+def test_a_plan_takes_what_is_damaged_for_missing_and_leaves_it(tmp_path: Path) -> None:
+    experiment = Experiment(
+        methods=("fisher",), run_dir=tmp_path / "runs" / "a", experts_dir=tmp_path / "experts"
+    )
+    suite, root = experiment.full_suite, experiment.experts_dir
+    train = {task.name: suite.examples(task.name, Split.TRAIN).sha256 for task in suite.tasks}
+    for spec in model_specs(experiment, suite, train).values():
+        weights = spec.folder(root) / "weights.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(spec.task.encode())
+        write_sealed(weights.parent / "manifest.json", {"sha256": sha256_file(weights)})
+    statistics = []
+    for _seed, need, task in wanted_statistics(experiment, suite):
+        sha256 = hashlib.sha256(task.encode()).hexdigest()
+        spec = statistic_spec(need, suite, task, sha256, train[task], experiment.statistic_settings)
+        statistics.append(spec.path(root / "statistics"))
+        save_sealed(statistics[-1], {"x": torch.ones(3)}, {})
+    workload = look(experiment, suite).workload
+    assert workload is not None
+    (study,) = studies_of(experiment, suite)
+    store = RecordStore(experiment.folder)
+    for number in range(2):
+        names = {"trial": f"{study_key(study, workload)}#{number}"}
+        store.add(
+            Record(
+                kind=Kind.TRIAL, method="fisher", variant=Variant.TUNED, seed=0, params={},
+                inputs=names, scores={}, details={"number": number},
+            )
+        )  # fmt: skip
+    output = plain(replace(experiment, plan_for="2xcpu:2"))
+    assert counts(output)["experts"] == (0, 8)
+    assert counts(output)["statistics"] == (0, 8)
+    assert counts(output)["search"] == (experiment.trials - 2, 2)
+    assert "damaged" not in output
+
+    record = store.root / Kind.TRIAL / f"{store.keys(Kind.TRIAL)[0]}.json"
+    for path in (record, statistics[2]):
+        content = bytearray(path.read_bytes())
+        content[-8] ^= 1
+        path.write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    plan = plan_of(replace(experiment, plan_for="2xcpu:2"))
+    stages = {stage.name: stage for stage in plan.stages}
+    (again,) = stages["statistics"].jobs
+    assert suite.tasks[2].name in again.name
+    assert stages["search"].reused == 1
+    weights.write_bytes(b"others")
+    output = plain(replace(experiment, plan_for="2xcpu:2"))
+    assert counts(output)["experts"] == (1, 7)
+    assert "damaged: 3 results on disk, made again by the run" in output
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_piped_plan_and_a_bad_description(tmp_path: Path) -> None:

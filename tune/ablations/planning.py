@@ -78,7 +78,9 @@ def _scoring_stage(
 
 def _is_there(job: ScoreJob, terms: Terms) -> bool:
     workload = terms.found.workload
-    return workload is not None and terms.store.get(job.purpose.kind, job.key(workload)) is not None
+    if workload is None:
+        return False
+    return terms.store.get_whole(job.purpose.kind, job.key(workload)) is not None
 
 
 def _planning_bench(settings: AblationSettings, terms: Terms) -> Bench:

@@ -49,6 +49,8 @@ class Plan:
     scorers: Cluster
     """How the machines are cut into workers while merges are scored."""
     rates: Rates
+    damaged: int
+    """Results on disk that are not what was written."""
     counts_longest: bool
     """Whether examples are texts, of which the longest are counted."""
     price: float | None
@@ -120,6 +122,7 @@ def planned(experiment: Experiment, stages: Callable[[Terms], list[PlannedStage]
         scoring_memory=terms.scoring_memory,
         scorers=terms.scorers,
         rates=rates,
+        damaged=terms.found.damaged + len(store.damaged()),
         counts_longest=suite.image_size is None,
         price=experiment.price,
     )

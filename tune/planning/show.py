@@ -30,6 +30,8 @@ def show(plan: "Plan", console: Console) -> None:
     for stage in plan.stages:
         if stage.note:
             say(f"{stage.name}: {stage.note}")
+    if plan.damaged:
+        say(f"damaged: {plural(plan.damaged, 'result')} on disk, made again by the run")
     say()
     console.print(_actor_table(plan))
     for line in _assignments(plan):

@@ -221,15 +221,17 @@ def statistics_stage(terms: Terms) -> PlannedStage | None:
     wanted = wanted_statistics(experiment, suite)
     if not wanted:
         return None
-    left = wanted[terms.found.statistics :]
     jobs = []
-    for seed, need, task in left:
+    for seed, need, task in wanted:
+        if (seed, need, task) in terms.found.statistics:
+            continue
         takes = terms.unit("statistics")
         if takes.seconds is None:
             work = statistic_work(suite, need, experiment.statistic_settings)
             takes = calculated(work, terms.machines.device, terms.share)
         jobs.append(PlannedJob(f"{need.name.lower()}, {task}, seed {seed}", takes))
-    return PlannedStage("statistics", tuple(jobs), terms.found.statistics, terms.cluster.workers)
+    reused = len(terms.found.statistics)
+    return PlannedStage("statistics", tuple(jobs), reused, terms.cluster.workers)
 
 
 def search_stages(
@@ -281,7 +283,8 @@ def evaluation_stages(terms: Terms, trials: Mapping[Study, Sequence[Record]]) ->
         there = {
             job
             for job in jobs
-            if settled(job) and terms.store.get(Kind.EVALUATION, job.key(workload)) is not None
+            if settled(job)
+            and terms.store.get_whole(Kind.EVALUATION, job.key(workload)) is not None
         }
     rows = distinct_rows([job for job in jobs if settled(job)])
     missing = [merge for merge, alike in rows.items() if not there & set(alike)]
