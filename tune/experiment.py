@@ -266,12 +266,10 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"--sync needs a run that was started before, but {folder} holds none")
     check_hub_file(suite.base_path())
     TaskVectors(suite.base_path(), {"base": suite.base_path()}, suite.is_merged, keep=False)
-    claimed = _read_claim(folder)
-    if claimed is not None and claimed["identity"] != experiment.identity:
-        raise InputError(_difference(folder, claimed["identity"], experiment.identity))
+    claimed = _own_claim(experiment)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--run-dir must be a folder, but {folder} is a file")
-    if claimed is None and folder.exists() and not all(map(is_leftover, folder.iterdir())):
+    if claimed is None and folder.exists() and not all(map(_is_ours, folder.iterdir())):
         raise InputError(
             f"a run folder must be new or that of the same experiment, but {folder} holds other "
             f"files; choose another --run-dir"
@@ -289,8 +287,24 @@ def check(experiment: Experiment) -> None:
             f"but only {free / 2**20:.0f} MiB are free"
         )
     if claimed is None:
-        claim = {"identity": experiment.identity, "run_id": uuid.uuid4().hex}
-        write_sealed(folder / _EXPERIMENT_FILE, claim)
+        _claim(experiment)
+
+
+def _claim(experiment: Experiment) -> None:
+    """Claim the run folder, unless another process has done so meanwhile.
+
+    Raises:
+        InputError: where it has, for another experiment, or is just doing so.
+    """
+    with exclusive(experiment):
+        if _own_claim(experiment) is None:
+            claim = {"identity": experiment.identity, "run_id": uuid.uuid4().hex}
+            write_sealed(experiment.folder / _EXPERIMENT_FILE, claim)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what a process that was killed while claiming may leave behind."""
+    return is_leftover(path) or path.name == _LOCK_FILE
 
 
 def merged_rank(suite: Suite) -> int:
@@ -358,6 +372,18 @@ def run_id(folder: Path) -> str:
     if claim is None:
         raise InputError(f"{folder} must be a run folder, but holds no {_EXPERIMENT_FILE}")
     return str(claim["run_id"])
+
+
+def _own_claim(experiment: Experiment) -> dict[str, Any] | None:
+    """The claim of an experiment's folder; None where nobody has claimed it.
+
+    Raises:
+        InputError: where it is another experiment's.
+    """
+    claim = _read_claim(experiment.folder)
+    if claim is not None and claim["identity"] != experiment.identity:
+        raise InputError(_difference(experiment.folder, claim["identity"], experiment.identity))
+    return claim
 
 
 def _read_claim(folder: Path) -> dict[str, Any] | None:

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apgd import InputError
 from apgd.masking import without_credentials
 from apgd.suites import suites
-from tune.experiment import Experiment, check, exclusive
+from tune.experiment import Experiment, check, exclusive, run_id
 from tune.experts import training_budget
 from tune.workers import Introduction
 
@@ -125,6 +128,45 @@ def test_two_drivers_do_not_share_a_run_folder(tmp_path: Path) -> None:
         pytest.fail("the second driver got in")
     with exclusive(experiment):
         pass
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_drivers_that_begin_at_once_have_one_claim(
+    same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Experiment(run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+    quick = slow if same else replace(slow, at_once=2)
+    look, claims = shutil.disk_usage, list[str]()
+
+    def overtaken(path: Path) -> Any:
+        if not claims:  # the slow one has found no claim, and has not made one
+            claims.append("")
+            check(quick)
+            claims[0] = run_id(quick.folder)
+        return look(path)
+
+    monkeypatch.setattr("tune.experiment.shutil.disk_usage", overtaken)
+    if same:
+        check(slow)
+    else:
+        with pytest.raises(InputError, match="holds another: at_once 2 there and 8 here"):
+            check(slow)
+    assert claims == [run_id(slow.folder)]
+
+
+def test_a_claim_that_was_broken_off_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = Experiment(run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
+
+    def killed(_path: Path, _claim: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.experiment.write_sealed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            check(begun)
+    check(begun)
 
 
 def test_sync_needs_a_run(tmp_path: Path) -> None:
