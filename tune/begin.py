@@ -78,7 +78,9 @@ def begin(
         display.say(f"results go to {folder}")
         for damage in RecordStore(folder).put_damaged_aside():
             display.say(damage)
-        open_storage(experiment)  # before work starts: a database that cannot be opened
+        open_storage(
+            experiment, display.say
+        )  # before work starts: a database that cannot be opened
         cluster = stack.enter_context(
             ray_session(
                 address=experiment.address,

@@ -96,7 +96,7 @@ def search_studies(
         replace(study, trials=int(min(study.trials, most_trials(study)))) for study in studies
     ]
     keys = [study_key(study, workload) for study in studies]
-    storage, folder_id = open_storage(experiment), run_id(experiment.folder)
+    storage, folder_id = open_storage(experiment, display.say), run_id(experiment.folder)
     samplings = [
         # Several run folders may share a database; their records are comparable all the same.
         Sampling(study, _storage_name(suite, study, content_key([key, folder_id])), storage)

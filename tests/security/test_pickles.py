@@ -9,6 +9,7 @@ import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,12 @@ def test_records_and_reports(tmp_path: Path, plant: Callable[[Path], None]) -> N
 def test_databases(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     experiment = Experiment(run_dir=tmp_path / "run", experts_dir=tmp_path / "experts")
     check(experiment)
-    plant(tmp_path / "run" / "studies.db")
+    plant(tmp_path / "given.db")
     with pytest.raises(InputError, match="must be a database"):
-        open_storage(experiment)
+        open_storage(replace(experiment, storage=f"sqlite:///{tmp_path}/given.db"))
+    plant(tmp_path / "run" / "studies.db")
+    open_storage(experiment)  # it is put aside
+    assert (tmp_path / "run" / "studies.db.damaged").exists()
     from tune.tracking import synchronise
 
     plant(tmp_path / "run" / "mlflow.db")
