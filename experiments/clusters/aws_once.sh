@@ -5,7 +5,8 @@
 #   bash experiments/clusters/aws_once.sh delete   removes them, and all runs with them
 #
 # The file system (EFS) costs by the month for what lies in it, also when no machine runs. Needs the AWS
-# command line, logged in; REGION and NAME can be set, and SSH_FROM, the addresses that may log in.
+# command line, logged in; REGION and NAME can be set, and SSH_FROM, the addresses that may log in (by default
+# that of this machine). From elsewhere later, `create` again lets that address in as well.
 set -euo pipefail
 : "${REGION:=us-east-1}" "${NAME:=apgd}"
 export AWS_DEFAULT_REGION="$REGION" AWS_PAGER=""
@@ -22,18 +23,39 @@ find_group() {
 find_files() {
   aws efs describe-file-systems --creation-token "$NAME" --query 'FileSystems[0].FileSystemId' --output text
 }
+find_who_may_log_in() {
+  if [ -z "${SSH_FROM:-}" ]; then
+    SSH_FROM="$(curl -fsS https://checkip.amazonaws.com)/32" || {
+      echo "the address of this machine could not be found; say with SSH_FROM=192.0.2.7/32 who may log in" >&2
+      exit 1
+    }
+  fi
+  local byte='(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])'
+  if ! [[ "$SSH_FROM" =~ ^($byte\.){3}$byte/(3[0-2]|[12]?[0-9])$ ]]; then
+    echo "SSH_FROM must be IPv4 addresses like 192.0.2.7/32, but is '$SSH_FROM'" >&2
+    exit 1
+  fi
+}
+allow() {
+  local said
+  said="$(aws ec2 authorize-security-group-ingress --group-id "$group" "$@" 2>&1 > /dev/null)" && return
+  case "$said" in
+  *InvalidPermission.Duplicate*) ;; # it is allowed already
+  *) echo "$said" >&2 && exit 1 ;;
+  esac
+}
 group="$(find_group)"
 files="$(find_files)"
 
 case "${1:-}" in
 create)
+  find_who_may_log_in
   if [ "$group" = None ]; then
-    : "${SSH_FROM:=$(curl -fsS https://checkip.amazonaws.com)/32}"
     group="$(aws ec2 create-security-group --vpc-id "$vpc" --group-name "$NAME" \
       --description "ssh from outside, everything within" --query GroupId --output text)"
-    aws ec2 authorize-security-group-ingress --group-id "$group" --protocol -1 --source-group "$group" > /dev/null
-    aws ec2 authorize-security-group-ingress --group-id "$group" --protocol tcp --port 22 --cidr "$SSH_FROM" > /dev/null
   fi
+  allow --protocol -1 --source-group "$group"
+  allow --protocol tcp --port 22 --cidr "$SSH_FROM"
   if [ "$files" = None ]; then
     files="$(aws efs create-file-system --creation-token "$NAME" --encrypted \
       --tags "Key=Name,Value=$NAME" --query FileSystemId --output text)"
