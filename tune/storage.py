@@ -47,7 +47,7 @@ def open_storage(
         InputError: where Optuna cannot open it.
     """
     url = storage_url(experiment)
-    if experiment.storage is None:
+    if not experiment.storage:
         _put_damaged_aside(_own_database(experiment), say)
     try:
         return optuna.storages.RDBStorage(url)

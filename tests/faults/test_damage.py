@@ -67,9 +67,11 @@ def test_a_search_with_damage_is_mended(
     cut(trials[1])
     number = json.loads(trials[2].read_text())["details"]["number"]
     flip(next((tmp_path / "run" / "records" / "rungs").rglob(f"{number}.json")))
+    cut(tmp_path / "run" / "studies.db")
     run = SmallRun(tmp_path, SEARCHED)
     run.start().end()
     assert_same(tmp_path, searched)
     log = run.log().rpartition("results go to")[2].splitlines()
-    assert sum("it was put aside as" in one for one in log) == 3
+    assert sum("it was put aside as" in one for one in log) == 4
+    assert any("it was put aside as studies.db.damaged" in one for one in log)
     survived(_RECORD, 3)
