@@ -56,6 +56,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in told for words in full)
 
 
+def is_broken_gpu(error: BaseException) -> bool:
+    """Whether an error means that a GPU does nothing more for this process.
+
+    An illegal access or an error of its memory stays with the process: whatever it asks of the GPU
+    then fails at once.
+    """
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or str(error).startswith("CUDA error")
+
+
 @cache
 def measured_rates(device: torch.device) -> Rates:
     """Measure for about a fifth of a second; later calls remember."""

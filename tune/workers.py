@@ -5,7 +5,9 @@ restarted when it is killed, and its job is begun again: every job either resume
 checkpoint or is short.
 """
 
+import functools
 import gc
+import os
 import platform
 import sys
 import time
@@ -13,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import ray
@@ -25,7 +27,7 @@ from apgd.data import Split
 from apgd.errors import InputError, MemoryFullError
 from apgd.files import content_key
 from apgd.finetune import ExpertSpec, finetune
-from apgd.machine import is_out_of_memory
+from apgd.machine import is_broken_gpu, is_out_of_memory
 from apgd.methods import Value
 from apgd.projective import task_bases
 from apgd.source import library_versions, source_hash
@@ -42,6 +44,7 @@ from tune.studies import Study
 from tune.trials import Trial, TrialScorer
 
 Answer = TypeVar("Answer")
+Given = ParamSpec("Given")
 
 _ATTEMPTS = 6
 _POLL_SECONDS = 0.5
@@ -119,6 +122,32 @@ def own_identity() -> str:
     return content_key([own_code(), own_libraries()])
 
 
+def _ends_with_its_gpu(
+    method: Callable[Concatenate["Worker", Given], Answer],
+) -> Callable[Concatenate["Worker", Given], Answer]:
+    """A method that ends the worker's process where the GPU does nothing more for it.
+
+    A process that lives on would fail every call at once, and be the first that is free for the
+    next one. One that ends is a loss like any: others do its work, and it is started again.
+    """
+
+    @functools.wraps(method)
+    def call(self: "Worker", /, *given: Given.args, **named: Given.kwargs) -> Answer:
+        try:
+            return method(self, *given, **named)
+        except RuntimeError as error:
+            if not is_broken_gpu(error):
+                raise
+            sys.stderr.write(
+                f"{self._device} of {platform.node()} does nothing more for process {os.getpid()}, "
+                f"which ends itself: {error}\n"
+            )
+            sys.stderr.flush()
+            os._exit(1)
+
+    return call
+
+
 class Worker:
     """What runs in a worker process.
 
@@ -165,6 +194,7 @@ class Worker:
         numerics.configure(self._threads)
         return suites[suite].corrupted_examples(task, corruption, sys.maxsize).sha256
 
+    @_ends_with_its_gpu
     def train(self, suite: str, spec: ExpertSpec, root: Path) -> dict[str, Any]:
         """Fine-tune an expert, or go on with it; its manifest."""
         numerics.configure(self._threads)
@@ -176,28 +206,33 @@ class Worker:
         expert = finetune(suites[suite], spec, root, device=self._device, report=report)
         return expert.manifest
 
+    @_ends_with_its_gpu
     def collect(self, suite: str, spec: StatisticSpec, weights: Path, root: Path) -> Path:
         """Compute an expert's training statistic, unless it is there; its file."""
         numerics.configure(self._threads)
         return collect_to(root, spec, suites[suite], weights, device=self._device)
 
+    @_ends_with_its_gpu
     def score(self, workload: Workload, job: ScoreJob) -> float:
         """Score a merge or a reference row and put the record on disk; its mean accuracy."""
         numerics.configure(self._threads)
         self._trials = None  # a search is over, and its memory is wanted
         return self._with_room(lambda: self._evaluator_of(workload).run(job))
 
+    @_ends_with_its_gpu
     def measure(self, workload: Workload, job: ScoreJob) -> None:
         """Hold the task vectors of a seed, or a merge against them, and write down what comes."""
         numerics.configure(self._threads)
         self._with_room(lambda: measure(self._evaluator_of(workload), job))
 
+    @_ends_with_its_gpu
     def decompose(self, workload: Workload, seed: int, name: str, count: int) -> list[np.ndarray]:
         """Leading left singular vectors of a matrix's task vectors, (m, at most `count`) each."""
         numerics.configure(self._threads)
         tau = self._evaluator_of(workload).task_vectors(seed)[name]
         return [basis.cpu().numpy() for basis in task_bases(tau, count)]
 
+    @_ends_with_its_gpu
     def score_trial(
         self,
         shared: Shared,

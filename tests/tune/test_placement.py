@@ -1,10 +1,11 @@
 """What runs where: on made-up GPUs, with workers that only say where they are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -267,3 +268,53 @@ def test_what_is_kept_fits_a_workers_part_of_a_gpu(monkeypatch: pytest.MonkeyPat
     assert kept_seeds(1, 3) == 1
     assert kept_seeds(1 / 4, 3) == 0
     assert kept_seeds(0, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered\nand more"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("the sizes do not match, as a CUDA error: 5 and 6"), False),
+        (ValueError("CUDA error: which this is not"), False),
+    ],
+)
+def test_a_worker_whose_gpu_does_nothing_more_ends_itself(
+    error: Exception,
+    ends: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(workers, "assigned_device", lambda: "cpu")
+    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+
+    class EndedError(BaseException):
+        """Stands in for the end of the process."""
+
+    def end(status: int) -> None:
+        raise EndedError(status)
+
+    def fail(*_arguments: Any, **_named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(workers.os, "_exit", end)
+    for name in ("_evaluator_of", "_trials_of"):
+        monkeypatch.setattr(workers.Worker, name, fail)
+    for name in ("finetune", "collect_to", "Trial"):
+        monkeypatch.setattr(workers, name, fail)
+    worker, some = workers.Worker(threads=1), MagicMock()
+    calls: list[Callable[[], object]] = [
+        lambda: worker.score_trial(some, 0, 0, {}, 0),
+        lambda: worker.score(some, some),
+        lambda: worker.measure(some, some),
+        lambda: worker.decompose(some, 0, "wide", 1),
+        lambda: worker.train("mini_vision", some, Path()),
+        lambda: worker.collect("mini_vision", some, Path(), Path()),
+    ]
+    for call in calls:
+        with pytest.raises(EndedError if ends else Exception):
+            call()
+    told = capsys.readouterr().err
+    assert told.count(f"which ends itself: {error}") == (len(calls) if ends else 0)
