@@ -16,7 +16,8 @@ from ray.actor import ActorHandle
 
 ENDING = ("LeakError", "InputError", "DamagedError", "DiskFullError", "MemoryFullError")
 """Errors that every other trial would meet too, so that the search ends with them."""
-_ATTEMPTS = 6  # of a rung; then its trial has failed
+_ATTEMPTS = 6  # of a rung
+_PAUSE_SECONDS = 1.0  # before a rung whose files could not be read is tried again, then doubled
 _PROBE_SECONDS = 1.0
 _SETTLE_SECONDS = 0.3  # between the failures of calls that one worker had
 _UNLIKE, _UNKNOWN = 10, 30
@@ -77,14 +78,16 @@ class Ended:
 
 @dataclass(frozen=True)
 class Loss:
-    """A worker that died, or is slow, over some trials."""
+    """A worker that died, is slow, or could not read or write over some trials."""
 
     worker: int
     places: tuple[Place, ...]
     taken_by: tuple[int, ...]
     """Who judges them now; none, where they wait until a worker is back."""
     seconds: float | None = None
-    """For how long a slow worker has had the first of them; None where it died."""
+    """For how long a slow worker has had the first of them; None for one that is not slow."""
+    error: str | None = None
+    """What it could not read or write; None where that is not why."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class _Judging:
     losses: int = 0
     calls: int = 0
     """Calls for its present rung that are under way."""
+    not_before: float = 0.0
+    """When its present rung may be tried again, by the monotonic clock."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ class Judges:
         self._identity = identity
         self._judging: dict[Place, _Judging] = {}
         self._calls: dict[ray.ObjectRef[Any], _Call] = {}
-        self._waiting: list[_Judging] = []  # for a worker that lives
+        self._waiting: list[_Judging] = []  # for a worker that lives, or for their time
         # Whom to ask when whether it is there; all of them at the beginning.
         self._dead = dict.fromkeys(range(len(workers)), 0.0)
         self._probes: dict[ray.ObjectRef[Any], int] = {}
@@ -235,7 +240,7 @@ class Judges:
             values = tuple(map(float, ray.get(reference)))
         except ray.exceptions.RayTaskError as error:
             if not late:
-                self._fail(judging, error)
+                self._fail(judging, error, call.worker)
         except ray.exceptions.RayError as error:
             self._dead.setdefault(call.worker, 0.0)
             over = lost.setdefault(call.worker, [])
@@ -262,10 +267,29 @@ class Judges:
         else:
             self._end(judging)
 
-    def _fail(self, judging: _Judging, error: ray.exceptions.RayTaskError) -> None:
+    def _fail(self, judging: _Judging, error: ray.exceptions.RayTaskError, worker: int) -> None:
         kind = type(error.cause).__name__
         reason = (str(error.cause).splitlines() or [""])[0]
-        self._end(judging, f"{kind}: {reason}" if reason else kind, ends_search=kind in ENDING)
+        told = f"{kind}: {reason}" if reason else kind
+        if isinstance(error.cause, OSError) and kind not in ENDING:
+            self._try_again(judging, told, worker)
+        else:
+            self._end(judging, told, ends_search=kind in ENDING)
+
+    def _try_again(self, judging: _Judging, error: str, worker: int) -> None:
+        """Have a rung judged elsewhere, and later: storage fails for a while, or for good."""
+        if judging.calls > 0:
+            return  # somebody else judges it already
+        judging.losses += 1
+        if judging.losses >= _ATTEMPTS:
+            told = f"{error} ({judging.losses} attempts failed, the last with this)"
+            self._end(judging, told, ends_search=True)
+            return
+        other = self._freest(worker, itself=False)
+        judging.worker = worker if other is None else other
+        judging.not_before = time.monotonic() + _PAUSE_SECONDS * 2 ** (judging.losses - 1)
+        self._ask(judging)
+        self._losses.append(Loss(worker, (judging.order.place,), (), error=error))
 
     def _end(
         self, judging: _Judging, error: str | None = None, *, ends_search: bool = False
@@ -277,6 +301,9 @@ class Judges:
 
     def _ask(self, judging: _Judging) -> None:
         """Have the next rung judged, by the same worker as the last, where it lives."""
+        if time.monotonic() < judging.not_before:
+            self._waiting.append(judging)
+            return
         if judging.worker in self.down:
             freest = self._freest(judging.worker)
             if freest is None:
@@ -294,11 +321,16 @@ class Judges:
         self._calls[reference] = _Call(judging, rung, worker, time.monotonic())
         judging.calls += 1
 
-    def _freest(self, after: int) -> int | None:
-        """The living worker with the fewest calls; of equals the next one in the ring."""
+    def _freest(self, after: int, *, itself: bool = True) -> int | None:
+        """The living worker with the fewest calls; of equals the next one in the ring.
+
+        Args:
+            after: where the ring begins.
+            itself: whether it may be that one.
+        """
         under_way = [call.worker for call in self._calls.values()]
         count, down = len(self._workers), set(self.down)
-        ring = [(after + step) % count for step in range(1, count + 1)]
+        ring = [(after + step) % count for step in range(1, count + itself)]
         return min((w for w in ring if w not in down), key=under_way.count, default=None)
 
     def _give_away(self, worker: int, over: Sequence[_Judging]) -> None:
@@ -336,7 +368,7 @@ class Judges:
         return _UNKNOWN * least
 
     def _probe(self) -> None:
-        """Ask the dead whether they are back, and give what waits to those that are."""
+        """Ask the dead whether they are back, and begin with what waits and can begin."""
         now = time.monotonic()
         probed = set(self._probes.values())
         for worker, when in self._dead.items():

@@ -195,6 +195,8 @@ class Studies:
         worker = self._name_worker(loss.worker)
         if not loss.places:
             return f"{worker} died; others have judged what it had"
+        if loss.error is not None:
+            return f"{worker} failed while judging {trials} ({loss.error}); it is tried again"
         others = " and ".join(map(self._name_worker, loss.taken_by))
         if loss.seconds is not None:
             return (

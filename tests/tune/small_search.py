@@ -4,6 +4,7 @@ Only the model is a stand-in: its score on an example is the larger, the nearer 
 task's expert, and each example weighs the matrices in its own way.
 """
 
+import errno
 import math
 import os
 import signal
@@ -173,7 +174,10 @@ class SmallWorker(Worker):
         folder = shared.workload.run_dir / "faults"
         for fault in (name, f"{study}-all-{rung}"):
             if (folder / f"{fault}.raise").exists():
-                raise OSError("the disk is on fire\nand nobody is there")
+                raise ValueError("the merge is on fire\nand nobody is there")
+            if (folder / f"{fault}.stale").exists():
+                (folder / f"{fault}.stale").unlink()
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             if (folder / f"{fault}.leak").exists():
                 reader = self._evaluator_of(shared.workload).reader(Purpose.SEARCH)
                 reader.examples("apples", Split.TEST)
@@ -252,7 +256,7 @@ def judged_here(order: Order, worker: Any, shared: Shared) -> Ended:
         place = (order.study, order.number, order.params)
         try:
             values.append(worker.score_trial(shared, *place, len(values)))
-        except (OSError, LeakError, RuntimeError) as error:
+        except (ValueError, LeakError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             return Ended(order.place, tuple(values), (), reason, isinstance(error, LeakError))
     return Ended(order.place, tuple(values), ())

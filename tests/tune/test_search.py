@@ -18,6 +18,7 @@ from tests.tune.small_search import (
     make_run,
     merges_scored,
     run_here,
+    said,
     search_with,
     small_pool,
     small_study,
@@ -96,10 +97,10 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(
     ties, arithmetic = found
     assert [bool(trial.scores) for trial in ties.trials] == [False, True, False, True]
     assert [bool(trial.scores) for trial in arithmetic.trials] == [True, False, True]
-    assert ties.trials[2].details["error"] == "OSError: the disk is on fire"
+    assert ties.trials[2].details["error"] == "ValueError: the merge is on fire"
     (kept,) = [trials for name, trials in kept_in(folder).items() if name.startswith("ties")]
     assert [trial[1] for trial in kept] == ["FAIL", "COMPLETE", "FAIL", "COMPLETE"]
-    assert kept[2][5]["error"] == "OSError: the disk is on fire"
+    assert kept[2][5]["error"] == "ValueError: the merge is on fire"
     assert len(kept[2][5]["rungs"]) == 1
     # It is the same without Tune, and failed trials stay what they are.
     (tmp_path / "again").mkdir()
@@ -109,6 +110,21 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(
     with monkeypatch.context() as patch:
         assert found_in(run_here(again, studies, patch, bases=False)) == found_in(found)
     assert found_in(search_with(None, folder, studies)) == found_in(found)
+
+
+def test_storage_that_fails_for_a_while_costs_no_trial(
+    pool: WorkerPool, folder: Path, whole: tuple[Any, Any, int]
+) -> None:
+    for name in ("0-2-1", "1-0-0"):
+        fault(folder, f"{name}.stale")
+    assert found_in(search_with(pool, folder, STUDIES)) == whole[0]
+    assert kept_in(folder) == whole[1]
+    assert not list((folder / "run" / "faults").iterdir())
+    lines = said(folder)
+    assert len(lines) == 2
+    for line in lines:
+        assert "failed while judging trial" in line
+        assert line.endswith(" Stale file handle); it is tried again")
 
 
 def test_a_leak_ends_the_search(
@@ -127,7 +143,7 @@ def test_where_every_trial_fails_the_reason_is_named(pool: WorkerPool, folder: P
     fault(folder, "0-all-0.raise")
     studies = [small_study("ties", trials=3), small_study("task_arithmetic", trials=1)]
     with pytest.raises(
-        RuntimeError, match=r"no trial of ties/seed0 was judged in full: OSError: .* on fire$"
+        RuntimeError, match=r"no trial of ties/seed0 was judged in full: ValueError: .* on fire$"
     ):
         search_with(pool, folder, studies)
     counts = [[trial[1] for trial in trials] for trials in kept_in(folder).values()]
@@ -262,7 +278,7 @@ def test_losses_are_told_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     places = ((0, 3), (0, 5))
     losses = [
         Loss(2, places, (0, 1)), Loss(2, places[:1], ()), Loss(2, (), ()),
-        Loss(3, places[:1], (1,), 61.2),
+        Loss(3, places[:1], (1,), 61.2), Loss(3, places[:1], (), error="OSError: stale"),
     ]  # fmt: skip
     studies.answer(0, news(losses=losses, met={2: "north"}))
     studies.answer(0, news(losses=losses[:1], met={0: "south"}, refused={3: "west"}))
@@ -276,6 +292,7 @@ def test_losses_are_told_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
         "worker 2 died; others have judged what it had",
         "worker 3 has been judging trial 3 of ties/seed1 for 61 s, far longer than others take; "
         "worker 1 judges it as well",
+        "worker 3 failed while judging trial 3 of ties/seed1 (OSError: stale); it is tried again",
         "worker 2 on north died while judging trial 3 of ties/seed1 and trial 5 of ties/seed1; "
         "what it judged is judged again by worker 0 and worker 1",
         "worker 3 on west has other code or libraries than the driver, and is left out; bring west "
