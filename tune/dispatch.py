@@ -144,7 +144,7 @@ class Crew:
             call: starts the call of a number on an actor.
             count: calls are numbered from 0, and begun in that order.
             what: what a call does, for people; it follows on "while".
-            attempts: how often a call is made, where actors die over it.
+            attempts: how often a call is made, where actors die over it or are given up.
             patience: how long is waited; as `Patience` has it, where None.
             on_wait: called about twice a second.
 
@@ -305,6 +305,7 @@ class Running:
 
         Raises:
             Exception: the error, where too many actors died over the call.
+            RuntimeError: where the call was given up, and made too often.
         """
         one, crew = self.calls.pop(reference), self._crew
         crew._expect(one.worker)
@@ -315,6 +316,12 @@ class Running:
         if error is not None and self._lost[one.number] >= self._attempts:
             crew._say(f"{told}; no worker has survived it in {self._attempts} attempts")
             raise error
+        if self._lost[one.number] >= self._attempts:
+            raise RuntimeError(
+                f"no worker made a step for too long while {self._what(one.number)}, in "
+                f"{self._attempts} attempts; see whether its data and checkpoints can be read on "
+                f"all machines, and run the same command again"
+            )
         if error is not None:
             crew._say(f"{told}; it is begun again")
         if all(other.number != one.number for other in self.calls.values()):

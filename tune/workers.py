@@ -53,6 +53,8 @@ _LATE_SECONDS = 30
 """Those that come later than the first by more than that join when they are there."""
 _STALL_SECONDS = 600.0
 """A training that has made no step for so long is begun again by another worker."""
+_FIRST_STEP_SECONDS = 6 * 3600.0
+"""One whose first step takes so long is, too: data that a machine lacks is downloaded before it."""
 
 
 def assigned_device() -> str:
@@ -331,7 +333,8 @@ class WorkerPool:
         run_dir: the run folder, which every worker must see; not checked where None.
         needed_bytes: free memory that a worker's GPU must have, by what kind of GPU it is.
         patience: how long is waited for workers and their answers.
-        stall_seconds: a training that has made no step for so long is begun again.
+        stall_seconds: a training that has made no step for so long is begun again, from its first
+            step on.
         actor: the class of the workers; one that works, where None.
     """
 
@@ -459,7 +462,8 @@ class WorkerPool:
                 jobs under way, by index.
 
         Raises:
-            RuntimeError: where all workers are gone for too long.
+            RuntimeError: where all workers are gone for too long, or a training stood still for too
+                long six times.
             Exception: what the first failing job raised; the other jobs' results are not lost
                 where jobs keep them on disk.
         """
@@ -566,14 +570,26 @@ class _Watch:
         jobs: those of the dispatch.
         stall_seconds: how long a step may take.
         say: called where one is given up.
+        first_seconds: how long the first step may take, with all that is prepared before it.
     """
 
-    def __init__(self, jobs: Sequence[Job], stall_seconds: float, say: Say) -> None:
-        self._jobs, self._seconds, self._say = jobs, stall_seconds, say
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        stall_seconds: float,
+        say: Say,
+        first_seconds: float = _FIRST_STEP_SECONDS,
+    ) -> None:
+        self._jobs, self._say = jobs, say
+        self._seconds, self._first_seconds = stall_seconds, first_seconds
         self._moved: dict[Reference, tuple[tuple[int, int] | None, float]] = {}
 
     def look(self, running: Running, progress: dict[int, tuple[int, int]]) -> None:
-        """Give up trainings whose last step is too long ago."""
+        """Give up trainings whose last step is too long ago.
+
+        Raises:
+            RuntimeError: as `Running.lose` does.
+        """
         now = time.monotonic()
         for reference, one in list(running.calls.items()):
             at = progress.get(one.number)
@@ -581,10 +597,11 @@ class _Watch:
             if at is not None and at != before:
                 before, since = at, now
             self._moved[reference] = (before, since)
-            if now - since > self._seconds:
+            stepped = before is not None and before[0] > 0
+            if now - since > (self._seconds if stepped else self._first_seconds):
+                ray.kill(running.worker_of(one), no_restart=False)
+                running.lose(reference)
                 self._say(
                     f"{running.name_of(one)} has made no step for {now - since:.0f} s while "
                     f"{self._jobs[one.number].told}; it is ended, and another one begins again"
                 )
-                ray.kill(running.worker_of(one), no_restart=False)
-                running.lose(reference)

@@ -12,7 +12,7 @@ import ray
 
 from apgd import InputError
 from tune.cluster import ray_session
-from tune.dispatch import Crew, Patience
+from tune.dispatch import Crew, Patience, Running
 
 
 class Doer:
@@ -83,6 +83,25 @@ def test_what_no_worker_survives_is_given_up(actors: list[Any], tmp_path: Path) 
         squares(crew, tmp_path, 4, attempts=2)
     assert said[-1].endswith("died while squaring 1; no worker has survived it in 2 attempts")
     assert sum("squaring 1" in line for line in said) == 2
+    assert crew.gather(30) == 3
+
+
+def test_what_is_given_up_too_often_ends_the_work(actors: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "1.stop").touch()
+    crew, given_up = Crew(actors), list[str]()
+
+    def give_up(running: Running) -> None:
+        for reference, one in list(running.calls.items()):
+            if one.number == 1 and (tmp_path / "1.pid").exists():
+                (tmp_path / "1.pid").unlink()
+                (tmp_path / "1.stop").touch()
+                ray.kill(running.worker_of(one), no_restart=False)
+                running.lose(reference)
+                given_up.append(running.name_of(one))
+
+    with pytest.raises(RuntimeError, match=r"step for too long while squaring 1, in 3 attempts; "):
+        squares(crew, tmp_path, 3, attempts=3, on_wait=give_up)
+    assert len(given_up) == 2
     assert crew.gather(30) == 3
 
 

@@ -17,6 +17,7 @@ from tests.tune.stub_worker import GIB, StubWorker
 from tune import cluster as clusters
 from tune import placement, workers
 from tune.cluster import Cluster, plan, scorers_per_gpu
+from tune.dispatch import Call
 from tune.evaluators import Evaluator
 from tune.placement import Placement
 from tune.sharing import Sharing
@@ -124,6 +125,45 @@ def test_a_training_that_hangs_is_begun_again(two_gpus: None, run_dir: Path) -> 
     assert "has made no step for" in line
     assert "while training signs; it is ended, and another one begins again" in line
     assert max(seen) >= 3
+
+
+class OneCall:
+    """Stands in for the calls under way: one, which is given up whenever that is asked for."""
+
+    def __init__(self) -> None:
+        self.calls: dict[Any, Call] = {"call": Call(0, 0, 0.0)}
+        self.lost = 0
+
+    def name_of(self, _call: Call) -> str:
+        return "worker 0"
+
+    def worker_of(self, _call: Call) -> None:
+        return None
+
+    def lose(self, _reference: object) -> None:
+        self.lost += 1
+
+
+def test_what_is_prepared_before_the_first_step_may_take_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(workers.ray, "kill", lambda _worker, no_restart: None)
+    jobs = [Job("train", (), "training signs", trains=True)]
+    for steps, patient in (([(0, 9)], 3600.0), ([None], 3600.0), ([(0, 9), (1, 9)], 600.0)):
+        watch, running = workers._Watch(jobs, 600.0, said.append, 3600.0), OneCall()
+        for step in steps:
+            watch.look(running, {} if step is None else {0: step})  # type: ignore[arg-type]
+        now[0] += patient
+        watch.look(running, {})  # type: ignore[arg-type]
+        assert running.lost == 0
+        now[0] += 1
+        watch.look(running, {})  # type: ignore[arg-type]
+        assert running.lost == 1
+    assert [line.split(" s ")[0] for line in said] == [
+        f"worker 0 has made no step for {seconds}" for seconds in (3601, 3601, 601)
+    ]
 
 
 @pytest.mark.parametrize(
