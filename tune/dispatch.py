@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 
 from apgd.errors import InputError
 from tune import interrupts
+from tune.losses import raised_in, why_not_started
 
 _POLL_SECONDS = 0.5
 _SLOWER = 5.0
@@ -116,6 +117,7 @@ class Crew:
                 On a machine that has just been switched off, an actor does not come at all.
 
         Raises:
+            InputError: where one fails as it is made.
             Exception: what `admit` raises.
         """
         until = time.monotonic() + seconds
@@ -170,7 +172,10 @@ class Crew:
         number = self._away.pop(reference)
         try:
             answer = ray.get(reference)
-        except LOST:
+        except LOST as error:
+            reason = why_not_started(error)
+            if reason is not None:
+                raise InputError(f"worker {number} cannot start: {reason}") from None
             # It died once more while it was starting.
             self._expect(number)
             return
@@ -183,8 +188,13 @@ class Crew:
         try:
             self._return(reference, self._admit)
         except InputError as error:
-            self._say(f"{self._names[number]} is left out: {error}")
-            ray.kill(self.workers[number])
+            self._leave(number, str(error))
+        except ray.exceptions.RayTaskError as error:
+            self._leave(number, raised_in(error))
+
+    def _leave(self, number: int, reason: str) -> None:
+        self._say(f"{self._names[number]} is left out: {reason}")
+        ray.kill(self.workers[number])
 
 
 class Running:

@@ -14,6 +14,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from tune.losses import raised_in, why_not_started
+
 ENDING = ("LeakError", "InputError", "DamagedError", "DiskFullError", "MemoryFullError")
 """Errors that every other trial would meet too, so that the search ends with them."""
 _ATTEMPTS = 6  # of a rung
@@ -104,6 +106,8 @@ class News:
     """Workers that have come, or come back, each with its machine, where it told."""
     refused: Mapping[int, str] = field(default_factory=dict)
     """Workers that have come and must not judge, each with its machine."""
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Workers that cannot start, each with its error."""
 
 
 @dataclass
@@ -161,6 +165,7 @@ class Judges:
         self._losses: list[Loss] = []
         self._met: dict[int, str] = {}
         self._refused: dict[int, str] = {}
+        self._failed: dict[int, str] = {}
 
     @property
     def idle(self) -> bool:
@@ -182,8 +187,11 @@ class Judges:
     def news(self) -> News:
         """What has happened since this was asked before, and how things are."""
         holding = {place: judging.worker for place, judging in self._judging.items()}
-        news = News(self._ended, self._losses, holding, self.down, self._met, self._refused)
-        self._ended, self._losses, self._met, self._refused = [], [], {}, {}
+        news = News(
+            self._ended, self._losses, holding, self.down, self._met, self._refused, self._failed
+        )
+        self._ended, self._losses = [], []
+        self._met, self._refused, self._failed = {}, {}, {}
         return news
 
     def wait(self, seconds: float, least: float = 0.0) -> None:
@@ -268,9 +276,7 @@ class Judges:
             self._end(judging)
 
     def _fail(self, judging: _Judging, error: ray.exceptions.RayTaskError, worker: int) -> None:
-        kind = type(error.cause).__name__
-        reason = (str(error.cause).splitlines() or [""])[0]
-        told = f"{kind}: {reason}" if reason else kind
+        kind, told = type(error.cause).__name__, raised_in(error)
         if isinstance(error.cause, OSError) and kind not in ENDING:
             self._try_again(judging, told, worker)
         else:
@@ -384,8 +390,15 @@ class Judges:
         worker = self._probes.pop(reference)
         try:
             answer = ray.get(reference)
-        except ray.exceptions.RayError:
-            self._dead[worker] = time.monotonic() + _PROBE_SECONDS
+        except ray.exceptions.RayError as error:
+            reason = (
+                raised_in(error)
+                if isinstance(error, ray.exceptions.RayTaskError)
+                else why_not_started(error)
+            )
+            if reason is not None:
+                self._failed[worker] = reason
+            self._dead[worker] = time.monotonic() + _PROBE_SECONDS if reason is None else math.inf
             return
         if self._identity is not None and answer[1] != self._identity:
             self._dead[worker] = math.inf

@@ -73,6 +73,7 @@ class Studies:
         self._down = [frozenset(range(workers))] * processes  # as each of them sees it
         self._machines: dict[int, str] = {}
         self._refused: set[int] = set()
+        self._failed: dict[int, str] = {}
         self._alone: float | None = None  # since when no worker lives
         self._told_alone = False
         self._written = time.monotonic()
@@ -145,8 +146,15 @@ class Studies:
                     f"worker {worker} on {machine} has other code or libraries than the driver, "
                     f"and is left out; bring {machine} up to date with `ray up`"
                 )
+        for worker, error in news.failed.items():
+            if worker not in self._failed:
+                self._failed[worker] = without_secrets(error)
+                self._say(f"{self._name_worker(worker)} cannot start, and is left out: {error}")
         if len(self._refused) == self._workers:
             self.end = "workers that all have other code or libraries than the driver"
+        elif len(self._refused | self._failed.keys()) == self._workers:
+            number, error = next(iter(self._failed.items()))
+            self.end = f"workers that may all not judge; worker {number} cannot start: {error}"
         self._down[process] = frozenset(news.down)
         if len(frozenset.intersection(*self._down)) < self._workers:
             self._alone = None

@@ -189,3 +189,76 @@ def test_a_refusal_at_the_start_is_an_error(actors: list[Any]) -> None:
 
     with pytest.raises(InputError, match="same libraries"):
         Crew(actors, admit=admit, begin_away=True).gather(30)
+
+
+class Frail:
+    """Does what a file of the folder says: it is not made, or does not say that it is there."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        if (self._folder / "unborn").exists():
+            raise RuntimeError("CUDA error: no device\nCompile with more")
+
+    def here(self) -> None:
+        if (self._folder / "dumb").exists():
+            raise OSError("no memory is known\nof this GPU")
+
+    def work(self, deed: str) -> int:
+        if deed:
+            (self._folder / deed).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return 1
+
+
+def frail(folder: Path) -> Any:
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(Frail)
+    return remote.remote(str(folder))
+
+
+def arrive(worker: Any) -> Any:
+    return worker.here.options(max_task_retries=-1).remote()
+
+
+def test_one_that_is_not_made_is_an_error_at_the_start(actors: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "unborn").touch()
+    crew = Crew([frail(tmp_path)], arrive=arrive, begin_away=True)
+    began = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"^worker 0 cannot start: RuntimeError: CUDA error: no device \(on "
+    ):
+        crew.gather(60)
+    assert time.monotonic() - began < 40
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [
+        ("unborn", "worker 0 cannot start: RuntimeError: CUDA error: no device (on "),
+        ("dumb", "OSError: no memory is known"),
+    ],
+)
+def test_one_that_does_not_come_back_whole_is_left_out(
+    deed: str, reason: str, actors: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    own = [frail(tmp_path / "a"), frail(tmp_path / "b")]
+    said: list[str] = []
+    crew = Crew(own, arrive=arrive, begin_away=True, say=said.append)
+    assert crew.gather(60) == 2
+    crew._free.clear()
+    crew._free.extend([0, 1])
+
+    def call(worker: Any, number: int) -> Any:
+        dies = worker is own[0] and number == 0
+        return worker.work.remote(deed if dies else "")
+
+    for _ in range(100):  # until it has been left out
+        found = dict(crew.dispatch(call, 40, attempts=3))
+        assert found == dict.fromkeys(range(40), 1)
+        if len(said) > 1:
+            break
+    assert said[1].startswith(f"worker 0 is left out: {reason}")
+    assert len(said) == 2
+    ray.kill(own[1])

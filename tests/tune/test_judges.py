@@ -39,6 +39,35 @@ def lean_worker(stale: bool) -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1)(Lean).remote()
 
 
+def broken_worker(*, born: bool) -> Any:
+    """One that fails as it is made, or when it is asked who it is."""
+
+    class Broken:
+        def __init__(self) -> None:
+            if not born:
+                raise RuntimeError("CUDA error: no device\nCompile with more")
+
+        def identify(self) -> None:
+            raise ValueError("no library\nof that name")
+
+    return ray.remote(num_cpus=0, max_restarts=-1)(Broken).remote()
+
+
+def test_who_cannot_start_is_left_out_with_the_reason() -> None:
+    asked = Judges(
+        [broken_worker(born=False), broken_worker(born=True)], None, Stuck(), identity="ours"
+    )
+    failed, until = dict[int, str](), time.monotonic() + 60
+    while len(failed) < 2 and time.monotonic() < until:
+        asked.wait(0.1)
+        failed |= asked.news().failed
+    assert failed[0].startswith("RuntimeError: CUDA error: no device (on ")
+    assert failed[1] == "ValueError: no library"
+    assert asked.down == [0, 1]
+    asked.wait(1.5)
+    assert not asked.news().failed  # nobody is asked again
+
+
 def judged(asked: Judges, *orders: Order) -> News:
     """Everything that is reported until there is nothing to do, from when all workers are there."""
     until = time.monotonic() + 60

@@ -320,6 +320,19 @@ def test_a_search_ends_where_every_worker_has_other_code() -> None:
     assert len(told) == 2
 
 
+def test_a_search_ends_where_no_worker_can_start() -> None:
+    studies, _, told = studies_of(Sampling(small_study(), "s"), workers=2)
+    for _ in range(2):
+        studies.answer(0, news(failed={1: "RuntimeError: no GPU (on east)"}, down=[1]))
+    assert studies.end is None
+    studies.answer(0, news(refused={0: "west"}, down=[0, 1]))
+    assert studies.end == (
+        "workers that may all not judge; worker 1 cannot start: RuntimeError: no GPU (on east)"
+    )
+    assert told[0] == "worker 1 cannot start, and is left out: RuntimeError: no GPU (on east)"
+    assert len(told) == 2
+
+
 def test_a_trial_that_ends_the_search_is_not_finished() -> None:
     sampling = Sampling(small_study(), "s")
     studies, outcomes, _ = studies_of(sampling)
