@@ -31,7 +31,6 @@ from apgd.evidence import Need
 from apgd.files import content_key, put_aside, sha256_file
 from apgd.heads import Head
 from apgd.layer_inputs import LayerInputs
-from apgd.locks import locked
 from apgd.source import library_versions, source_hash
 from apgd.suites import Suite
 from apgd.training import Report
@@ -167,7 +166,8 @@ def collect_to(
     """Compute an expert's statistic into a file below `root`, unless it is there already.
 
     Args:
-        root: folder of all statistics; several processes may use it at once.
+        root: folder of all statistics; several processes may use it at once. Those that compute
+            the same write the same, and none waits for another, which may hang.
         spec: what is computed.
         suite: the suite of `spec`.
         weights: the expert that `spec` names.
@@ -181,13 +181,12 @@ def collect_to(
         InputError: as `collect` does.
     """
     path = spec.path(root)
-    with locked(root / f".{path.stem}.lock"):
-        if statistics_file(spec, root) is None:
-            found = collect(
-                spec.need, suite, spec.task, weights, spec.settings, device=device, report=report
-            )
-            # As plain JSON values, because an enumeration is not one everywhere.
-            save_sealed(path, found, {**asdict(spec), "need": spec.need.name})
+    if statistics_file(spec, root) is None:
+        found = collect(
+            spec.need, suite, spec.task, weights, spec.settings, device=device, report=report
+        )
+        # As plain JSON values, because an enumeration is not one everywhere.
+        save_sealed(path, found, {**asdict(spec), "need": spec.need.name})
     return path
 
 

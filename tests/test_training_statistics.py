@@ -1,6 +1,7 @@
 """Statistics of training data: two ways to each number, and what defines a file of them."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from apgd.data import Split
 from apgd.evidence import Need
 from apgd.layer_inputs import LayerInputs
 from apgd.suites import suites
+from apgd.training import Report
 from apgd.training_statistics import (
     StatisticSettings,
     StatisticSpec,
@@ -349,6 +351,34 @@ def test_statistics_are_computed_once(tmp_path: Path, spec: StatisticSpec) -> No
         collect(Need.GRAM, VISION, "signs", VISION.base_path(), FEW),
     )
     assert all(torch.equal(kept[name], direct[name]) for name in direct)
+
+
+def test_nobody_waits_for_one_that_hangs_over_the_same(tmp_path: Path, spec: StatisticSpec) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(_done: int, _all: int) -> None:
+        hangs.set()
+        goes_on.wait(60)
+
+    def collect_here(report: Report | None = None) -> threading.Thread:
+        arguments = (tmp_path, spec, VISION, VISION.base_path())
+        thread = threading.Thread(
+            target=collect_to, args=arguments, kwargs={"report": report}, daemon=True
+        )
+        thread.start()
+        return thread
+
+    first = collect_here(hang)
+    assert hangs.wait(30)
+    second = collect_here()
+    second.join(30)
+    assert not second.is_alive()
+    path = statistics_file(spec, tmp_path)
+    assert path is not None
+    written = path.read_bytes()
+    goes_on.set()
+    first.join(30)
+    assert path.read_bytes() == written
 
 
 def test_damaged_statistics_are_put_aside_and_computed_again(

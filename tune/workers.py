@@ -27,6 +27,7 @@ from apgd.data import Split
 from apgd.errors import InputError, MemoryFullError
 from apgd.files import content_key
 from apgd.finetune import ExpertSpec, finetune
+from apgd.local_copies import local_weights
 from apgd.machine import is_broken_gpu, is_out_of_memory
 from apgd.methods import Value
 from apgd.projective import task_bases
@@ -210,9 +211,14 @@ class Worker:
 
     @_ends_with_its_gpu
     def collect(self, suite: str, spec: StatisticSpec, weights: Path, root: Path) -> Path:
-        """Compute an expert's training statistic, unless it is there; its file."""
+        """Compute an expert's training statistic, unless it is there; its file.
+
+        Raises:
+            InputError: where the expert is not the one that the statistic is of.
+        """
         numerics.configure(self._threads)
-        return collect_to(root, spec, suites[suite], weights, device=self._device)
+        expert = local_weights(weights, spec.expert_sha256, f"expert {spec.task}")
+        return collect_to(root, spec, suites[suite], expert, device=self._device)
 
     @_ends_with_its_gpu
     def score(self, workload: Workload, job: ScoreJob) -> float:

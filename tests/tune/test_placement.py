@@ -12,7 +12,7 @@ import ray
 import torch
 
 from apgd import InputError
-from apgd.files import write_json
+from apgd.files import sha256_path, write_json
 from tests.tune.stub_worker import GIB, StubWorker
 from tune import cluster as clusters
 from tune import placement, workers
@@ -342,7 +342,7 @@ def test_a_worker_whose_gpu_does_nothing_more_ends_itself(
     monkeypatch.setattr(workers.os, "_exit", end)
     for name in ("_evaluator_of", "_trials_of"):
         monkeypatch.setattr(workers.Worker, name, fail)
-    for name in ("finetune", "collect_to", "Trial"):
+    for name in ("finetune", "collect_to", "local_weights", "Trial"):
         monkeypatch.setattr(workers, name, fail)
     worker, some = workers.Worker(threads=1), MagicMock()
     calls: list[Callable[[], object]] = [
@@ -358,3 +358,25 @@ def test_a_worker_whose_gpu_does_nothing_more_ends_itself(
             call()
     told = capsys.readouterr().err
     assert told.count(f"which ends itself: {error}") == (len(calls) if ends else 0)
+
+
+def test_a_statistic_is_collected_from_the_expert_that_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "assigned_device", lambda: "cpu")
+    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    monkeypatch.setenv("APGD_CACHE", str(tmp_path / "cache"))
+    read: list[Path] = []
+    monkeypatch.setattr(
+        workers, "collect_to", lambda _root, _spec, _suite, expert, **_device: read.append(expert)
+    )
+    weights = tmp_path / "signs.safetensors"
+    weights.write_bytes(b"an expert")
+    worker = workers.Worker(threads=1)
+    spec: Any = SimpleNamespace(task="signs", expert_sha256=sha256_path(weights))
+    worker.collect("mini_vision", spec, weights, tmp_path)
+    assert [path.read_bytes() for path in read] == [b"an expert"]
+    other: Any = SimpleNamespace(task="signs", expert_sha256="0" * 64)
+    with pytest.raises(InputError, match=r"the weights of expert signs must have the hash 0000"):
+        worker.collect("mini_vision", other, weights, tmp_path)
+    assert len(read) == 1
