@@ -91,6 +91,8 @@ class Crew:
         self._free = deque[int]()
         self._away: dict[Reference, int] = {}
         self._late: dict[Reference, int] = {}  # whose answers nobody waits for any more
+        self.left = set[int]()
+        """Numbers of those that were left out for good."""
         self._names = [f"worker {number}" for number in range(len(self.workers))]
         for number in range(len(self.workers)):
             if begin_away:
@@ -194,6 +196,7 @@ class Crew:
 
     def _leave(self, number: int, reason: str) -> None:
         self._say(f"{self._names[number]} is left out: {reason}")
+        self.left.add(number)
         ray.kill(self.workers[number])
 
 

@@ -1,6 +1,7 @@
 """The layers of a merge on the workers of a Ray cluster."""
 
 import platform
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
@@ -14,31 +15,23 @@ from apgd.execution import SPARE_BYTES
 from apgd.machine import free_memory
 from apgd.task_vectors import TaskVectors
 from tune.cluster import Cluster
-from tune.dispatch import Crew, Patience
-from tune.workers import assigned_device, own_code
+from tune.dispatch import Crew, Patience, Reference, Say
+from tune.workers import assigned_device, own_identity
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_RESTARTS = 5
 _ATTEMPTS = 3
 _START_SECONDS = 180
 
 
-def _all_answers(asked: list[Any]) -> list[Any]:
-    """What workers that are just starting answer.
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
-    Raises:
-        InputError: where one does not start in time.
-    """
-    answered, silent = ray.wait(asked, num_returns=len(asked), timeout=_START_SECONDS)
-    if silent:
-        raise InputError(
-            f"{len(asked)} workers must start within {_START_SECONDS} s, but only "
-            f"{len(answered)} did; are the cluster's CPUs or GPUs in use by something else?"
-        )
-    answers: list[Any] = ray.get(asked)
-    return answers
+
+def _introduction(worker: Any) -> Reference:
+    reference: Reference = worker.introduce.options(max_task_retries=-1).remote()
+    return reference
 
 
 class LayerWorker:
@@ -50,12 +43,8 @@ class LayerWorker:
         self._held: tuple[str, TaskVectors] | None = None
 
     def introduce(self) -> tuple[str, str, int]:
-        """Its machine, the hash of the source of apgd and tune that it runs, and free memory."""
-        return (
-            platform.node(),
-            own_code(),
-            free_memory(self._device),
-        )
+        """Its machine, the hash of the code and libraries that it runs, and free memory."""
+        return platform.node(), own_identity(), free_memory(self._device)
 
     def call(
         self,
@@ -77,31 +66,58 @@ class RayExecutor:
     Experts given as paths are read by each worker where they lie, which must be storage that all
     machines see; those in memory are sent once to each machine, for which Ray's object store must
     have room. Of each machine as many workers are used as its memory is enough for. What a worker
-    that dies was doing is done again by another. Results are those of a single process, bit for
-    bit. Use it in a `with` block, at whose end the workers go.
+    that dies was doing is done again by another; one that comes back with other code or libraries
+    is left out. Results are those of a single process, bit for bit. Use it in a `with` block, at
+    whose end the workers go.
 
     Args:
         cluster: from `tune.cluster.ray_session`; its workers own a GPU each, or CPUs.
+        say: called with one sentence for whatever happens to a worker; on stderr, where not given.
 
     Raises:
-        InputError: where a machine runs other code than this process, or workers do not start.
+        InputError: where a machine runs other code or libraries than this process, or workers do
+            not start.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._on_gpus = bool(cluster.gpus)
-        options: dict[str, Any] = {"max_restarts": _RESTARTS, **cluster.worker_resources}
+    def __init__(self, cluster: Cluster, say: Say = _tell) -> None:
+        self._on_gpus, self._say = bool(cluster.gpus), say
+        options: dict[str, Any] = {"max_restarts": -1, **cluster.worker_resources}
         remote: Any = ray.remote(**options)(LayerWorker)
-        self._workers = [remote.remote(cluster.threads_per_worker) for _ in range(cluster.workers)]
-        expected = own_code()
-        asked: list[Any] = [worker.introduce.remote() for worker in self._workers]
-        self._met: list[tuple[str, str, int]] = _all_answers(asked)
+        count = cluster.workers
+        self._workers = [remote.remote(cluster.threads_per_worker) for _ in range(count)]
+        self._identity = own_identity()
+        self._met: dict[int, tuple[str, str, int]] = {}
+        self._left = set[int]()
         self._sent: tuple[TaskVectors, ray.ObjectRef[TaskVectors]] | None = None
-        for machine, code, _free in self._met:
-            if code != expected:
+        there = self._crew(range(count)).gather(_START_SECONDS)
+        if there < count:
+            raise InputError(
+                f"{count} workers must start within {_START_SECONDS} s, but only {there} did; are "
+                f"the cluster's CPUs or GPUs in use by something else?"
+            )
+
+    def _crew(self, numbers: Sequence[int]) -> Crew:
+        """Some of the workers, each of which must say who it is before it works."""
+
+        def admit(number: int, met: tuple[str, str, int]) -> None:
+            machine, identity, _free = met
+            if identity != self._identity:
                 raise InputError(
-                    f"all machines must run the same code, but {machine} has {code} and this "
-                    f"process {expected}; bring it up to date with `ray up`"
+                    f"all machines must run the same code and libraries, but {machine} has "
+                    f"{identity} and this process {self._identity}; bring it up to date with "
+                    f"`ray up`"
                 )
+            self._met[numbers[number]] = met
+            crew.name(number, machine)
+
+        crew = Crew(
+            [self._workers[number] for number in numbers],
+            arrive=_introduction,
+            admit=admit,
+            begin_away=True,
+            say=self._say,
+        )
+        return crew
 
     def __enter__(self) -> Self:
         return self
@@ -121,14 +137,16 @@ class RayExecutor:
 
         Raises:
             InputError: where no machine has the memory that the largest item needs.
+            RuntimeError: where no worker is left.
         """
-        workers = self._that_fit(max(bytes_of, default=0))
+        numbers = self._that_fit(max(bytes_of, default=0))
         if self._sent is None or self._sent[0] is not vectors:
             self._sent = (vectors, ray.put(vectors))
         shared = [self._sent[1]]
         called = ray.put(function)
+        crew = self._crew(numbers)
         try:
-            yield from Crew(workers).dispatch(
+            yield from crew.dispatch(
                 lambda worker, number: worker.call.remote(called, shared, items[number]),
                 len(items),
                 attempts=_ATTEMPTS,
@@ -138,20 +156,25 @@ class RayExecutor:
             if isinstance(error.cause, InputError):
                 raise error.cause from None  # one sentence, as if it had happened here
             raise
+        finally:
+            self._left |= {numbers[number] for number in crew.left}
 
-    def _that_fit(self, largest: int) -> list[Any]:
+    def _that_fit(self, largest: int) -> list[int]:
         """As many workers of each machine as its memory is enough for, one item on each."""
         needed = largest + SPARE_BYTES
-        chosen: list[Any] = []
+        chosen: list[int] = []
         taken = Counter[str]()
-        for worker, (machine, _code, free) in zip(self._workers, self._met, strict=True):
+        met = {n: self._met[n] for n in range(len(self._workers)) if n not in self._left}
+        if not met:
+            raise RuntimeError("no worker is left that may work on this merge")
+        for number, (machine, _identity, free) in met.items():
             # A GPU has one worker and its own memory; a machine's is shared by its workers.
-            place = machine if not self._on_gpus else f"{machine}/{len(chosen)}"
+            place = machine if not self._on_gpus else f"{machine}/{number}"
             if (taken[place] + 1) * needed <= free:
                 taken[place] += 1
-                chosen.append(worker)
+                chosen.append(number)
         if not chosen:
-            most = max(free for _machine, _code, free in self._met)
+            most = max(free for _machine, _identity, free in met.values())
             raise InputError(
                 f"the largest item needs {needed / 2**30:.1f} GiB on a worker, but no machine has "
                 f"more than {most / 2**30:.1f} GiB free; use machines with more memory, or merge "

@@ -18,7 +18,7 @@ from apgd.checkpoints import load_weights, save_weights
 from tests.conftest import State
 from tune import ray_executor
 from tune.cluster import Cluster, ray_session
-from tune.ray_executor import RayExecutor
+from tune.ray_executor import LayerWorker, RayExecutor
 
 Make = Callable[..., tuple[State, dict[str, State]]]
 
@@ -113,9 +113,49 @@ def test_what_a_killed_worker_was_doing_is_done_again(
 def test_other_code_on_a_machine_is_refused(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_executor, "own_code", lambda: "other")
-    with pytest.raises(InputError, match="all machines must run the same code"):
+    monkeypatch.setattr(ray_executor, "own_identity", lambda: "other")
+    with pytest.raises(InputError, match="all machines must run the same code and libraries"):
         RayExecutor(replace(cluster, workers=1, threads_per_worker=1))
+
+
+class Changing(LayerWorker):
+    """A worker that comes back with other libraries where a file says so."""
+
+    def introduce(self) -> tuple[str, str, int]:
+        machine, identity, free = super().introduce()
+        changed = Path(os.environ["APGD_TEST_CHANGED"]).exists()
+        return machine, "other" if changed else identity, free
+
+
+def kill_once(mark: str, _vectors: TaskVectors, name: str) -> str:
+    time.sleep(0.05)
+    if name == "tall" and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+def test_who_comes_back_with_other_libraries_is_left_out(
+    cluster: Cluster, model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = str(tmp_path / "changed")
+    original = ray.remote
+    environment = {"env_vars": {"APGD_TEST_CHANGED": mark}}
+    monkeypatch.setattr(ray_executor, "LayerWorker", Changing)
+    monkeypatch.setattr(
+        ray_executor.ray, "remote", lambda **options: original(runtime_env=environment, **options)
+    )
+    said: list[str] = []
+    vectors = TaskVectors(*model(), keep=False)
+    items = ["tall", "wide", "square", "row"]
+    with RayExecutor(replace(cluster, workers=1, threads_per_worker=1), said.append) as found:
+        with pytest.raises(RuntimeError, match="no worker is left that may work in this run"):
+            list(found.map(partial(kill_once, mark), vectors, items, [1] * 4))
+        with pytest.raises(RuntimeError, match="no worker is left that may work on this merge"):
+            list(found.map(partial(kill_once, mark), vectors, items, [1] * 4))
+    assert len(said) == 2
+    assert "died while" in said[0]
+    assert "is left out: all machines must run the same code and libraries, but " in said[1]
 
 
 def test_task_vectors_travel_without_what_they_read(executor: RayExecutor, model: Make) -> None:
