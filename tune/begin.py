@@ -78,9 +78,8 @@ def begin(
         display.say(f"results go to {folder}")
         for damage in RecordStore(folder).put_damaged_aside():
             display.say(damage)
-        open_storage(
-            experiment, display.say
-        )  # before work starts: a database that cannot be opened
+        # Before work starts, a database that cannot be opened is told.
+        open_storage(experiment, display.say)
         cluster = stack.enter_context(
             ray_session(
                 address=experiment.address,

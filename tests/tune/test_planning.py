@@ -30,7 +30,7 @@ from experiments import ablations, compare_methods, full_repro
 from tune.cluster import plan
 from tune.evaluators import Purpose, ScoreJob
 from tune.experiment import Experiment
-from tune.experts import model_specs, wanted_statistics
+from tune.experts import data_cells, model_specs, wanted_statistics
 from tune.planning.devices import DEVICES, UTILISATION, processor_device
 from tune.planning.estimate import Basis
 from tune.planning.found import look
@@ -354,7 +354,9 @@ def test_a_plan_takes_what_is_damaged_for_missing_and_leaves_it(tmp_path: Path) 
         methods=("fisher",), run_dir=tmp_path / "runs" / "a", experts_dir=tmp_path / "experts"
     )
     suite, root = experiment.full_suite, experiment.experts_dir
-    train = {task.name: suite.examples(task.name, Split.TRAIN).sha256 for task in suite.tasks}
+    cells, _fetched = data_cells(suite, corrupted=True, unseen_validation=False)
+    hashes = {cell: suite.examples(*cell).sha256 for cell in cells}  # which renders what is missing
+    train = {task.name: hashes[task.name, Split.TRAIN] for task in suite.tasks}
     for spec in model_specs(experiment, suite, train).values():
         weights = spec.folder(root) / "weights.safetensors"
         weights.parent.mkdir(parents=True)
