@@ -114,9 +114,9 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         for trials in options.trials:
             for studies in options.studies:
-                loads.append(measure_load(
-                    trials, studies, options.workers, Path(folder) / f"{trials}-{studies}"
-                ))  # fmt: skip
+                with console.status(f"{trials:,} trials in {studies} studies"):
+                    place = Path(folder) / f"{trials}-{studies}"
+                    loads.append(measure_load(trials, studies, options.workers, place))
     _print(loads, console)
     if options.out is not None:
         write_json(options.out, {

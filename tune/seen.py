@@ -8,7 +8,7 @@ many for good ones as if it saw them all, since they make its model of good tria
 
 import math
 from bisect import insort
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -51,6 +51,7 @@ class Seen:
         self._best: list[tuple[float, int]] = []  # of one objective, or the front of several
         self._front: dict[int, np.ndarray] = {}
         self._running: set[int] = set()
+        self._internal: dict[int, dict[str, float]] = {}
 
     @property
     def shown(self) -> list[int]:
@@ -85,6 +86,13 @@ class Seen:
         for name, value in params.items():
             internal = self.space[name].to_internal_repr(value)
             self._storage.set_trial_param(number, name, internal, self.space[name])
+        shown = self._storage.get_trial(number).params
+        self._internal[number] = {n: self.space[n].to_internal_repr(v) for n, v in shown.items()}
+
+    def internal(self, numbers: Sequence[int], names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Parameters of some trials as Optuna computes with them: name -> (trials,)."""
+        known = [self._internal[number] for number in numbers]
+        return {name: np.array([values[name] for values in known]) for name in names}
 
     def suggest(self, sampler: optuna.samplers.BaseSampler) -> Params:
         """Let a sampler suggest a trial, which then is under way."""
@@ -133,10 +141,17 @@ class _Storage(optuna.storages.InMemoryStorage):
     def __init__(self) -> None:
         super().__init__()
         self._shown: list[FrozenTrial] = []
+        self._finished: dict[int, FrozenTrial] = {}
 
     def show(self, numbers: Sequence[int]) -> None:
         """Show these from now on."""
-        self._shown = [self.get_trial(number) for number in numbers]
+        self._shown = [self._finished.get(n) or self._find(n) for n in numbers]
+
+    def _find(self, number: int) -> FrozenTrial:
+        trial = self.get_trial(number)
+        if trial.state.is_finished():
+            self._finished[number] = trial
+        return trial
 
     def get_all_trials(
         self,

@@ -97,6 +97,7 @@ def test_it_joins_again_once_it_is_on(cluster: OnPremises) -> None:
     cluster.wait_for_all(STATUS)
 
 
+@pytest.mark.soak
 def test_the_head_is_switched_off(
     cluster: OnPremises, undisturbed: dict[str, dict[str, float]]
 ) -> None:
@@ -128,6 +129,7 @@ def is_of_ray(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.soak
 def test_nothing_is_left_running(cluster: OnPremises) -> None:
     cluster.do(DOWN)
     # Ray ends on the head at once, and on the others when they have missed it for a minute.

@@ -1,11 +1,13 @@
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from apgd.locks import locked
 from tests.faults import tally
-from tests.faults.small_run import SEARCHED, SmallRun
+from tests.faults.small_run import QUICK, SEARCHED, SmallRun
 
 
 @pytest.fixture
@@ -27,20 +29,34 @@ def survived(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
             tally.add(path, fault, times, done.get(fault, 0))
 
 
+def undisturbed(base: Path, name: str, arguments: Sequence[str]) -> Path:
+    """A run that is made once for all processes of this test session; nobody changes it."""
+    folder, done = base / name, base / f"{name}.done"
+    with locked(base / f"{name}.lock"):
+        if not done.exists():
+            folder.mkdir()
+            SmallRun(folder, arguments).start().end()
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the whole test session: each process of xdist has its own below it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def searched(common: Path) -> Path:
     """An undisturbed run with a search."""
-    folder = tmp_path_factory.mktemp("searched")
-    SmallRun(folder, SEARCHED).start().end()
-    return folder
+    return undisturbed(common, "searched", SEARCHED)
 
 
 @pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick(common: Path) -> Path:
     """An undisturbed run without a search."""
-    folder = tmp_path_factory.mktemp("quick")
-    SmallRun(folder).start().end()
-    return folder
+    return undisturbed(common, "quick", QUICK)
 
 
 @pytest.fixture

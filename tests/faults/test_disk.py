@@ -98,6 +98,7 @@ def test_training_goes_on_when_there_is_room(tmp_path: Path, survived: Survived)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.fault(_CHECKPOINT)
 @pytest.mark.fault(_RECORD)
 def test_a_run_ends_with_a_sentence_and_goes_on_when_there_is_room(

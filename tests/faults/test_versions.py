@@ -14,6 +14,7 @@ _VERSION = "a worker with another version of apgd or of a library"
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.fault(_VERSION)
 def test_code_that_changes_under_a_run_is_refused(
     quick: Path, tmp_path: Path, survived: Callable[..., None]

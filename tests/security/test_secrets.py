@@ -204,7 +204,8 @@ class _Refusing(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.slow  # two runs, a minute each
+@pytest.mark.slow
+@pytest.mark.soak
 def test_whole_runs(tmp_path: Path) -> None:
     few = ["--smoke", "--address", "local", "--cpus", "1", "--trials", "2", "--methods", "ties"]
     places = ["--run-dir", "run", "--experts-dir", "experts"]

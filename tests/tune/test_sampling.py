@@ -5,6 +5,7 @@ import random
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -569,3 +570,26 @@ def test_a_stopped_trial_counts_as_what_it_would_have_come_to() -> None:
     found.write()
     assert known == pytest.approx([0.5, 0.4, 0.3 + (0.3 + 0.2) / 2])
     assert [trial.state.name for trial in found._kept.trials] == ["COMPLETE"] * 2 + ["PRUNED"]
+
+
+@pytest.mark.parametrize("most", [30, 250])
+def test_tpe_computes_with_what_optuna_would_read(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune.sampling.Seen", partial(Seen, most=most))
+
+    def suggested() -> list[Params]:
+        sampling = Sampling(Study("doge_ta", 0, 60, 128, 8, at_once=3), "one", None)
+        for number in range(sampling.study.trials):
+            if number >= 2:  # so that some are under way
+                finish(sampling, number - 2)
+            assert sampling.suggest() is not None
+        return [sampling.params(number) for number in range(sampling.study.trials)]
+
+    def finish(sampling: Sampling, number: int) -> None:
+        value = score(number, sampling.params(number), 2, 1)
+        sampling.finish(number, Outcome(rungs=(value,) * 3, complete=True), {})
+
+    fast = suggested()
+    monkeypatch.delattr("tune.sampling._Tpe._get_internal_repr")
+    assert suggested() == fast

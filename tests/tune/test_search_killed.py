@@ -153,6 +153,7 @@ def kill(process: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_sigkill_at_any_moment_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
