@@ -34,7 +34,7 @@ def undisturbed(base: Path, name: str, arguments: Sequence[str]) -> Path:
     folder, done = base / name, base / f"{name}.done"
     with locked(base / f"{name}.lock"):
         if not done.exists():
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             SmallRun(folder, arguments).start().end()
             done.touch()
     return folder

@@ -1,6 +1,6 @@
 """How often each fault was tried and survived: a line per test in a CSV file, and a table of it.
 
-uv run pytest tests/faults -m "slow or not slow" --fault-tally faults.csv
+uv run pytest tests/faults -m "slow or not slow" --fault-tally=faults.csv
 uv run python -m tests.faults.tally faults.csv
 """
 
