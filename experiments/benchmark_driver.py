@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import event
 
-from apgd import InputError
 from apgd.files import write_json
 from apgd.machine import name_of
 from experiments.search_rates import PROCESSES, CpuMeter
@@ -139,9 +138,9 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.workers < 1 or min(options.studies) < 1:
         least = min(options.workers, *options.studies)
-        raise InputError(f"--workers and --studies must be at least 1, but got {least}")
+        parser.error(f"--workers and --studies must be at least 1, but got {least}")
     if min(options.trials) < max(options.studies):
-        raise InputError(
+        parser.error(
             f"--trials must be at least one for each study, {max(options.studies)}, but got "
             f"{min(options.trials)}"
         )

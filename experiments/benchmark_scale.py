@@ -33,7 +33,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from apgd import InputError
 from apgd.files import write_json
 from apgd.machine import name_of
 from experiments.reproductions import RECORDED, Case, case_of, recorded
@@ -146,7 +145,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if min(options.nodes) < 1:
-        raise InputError(f"--nodes must be at least 1, but got {min(options.nodes)}")
+        parser.error(f"--nodes must be at least 1, but got {min(options.nodes)}")
     return options
 
 

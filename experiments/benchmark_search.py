@@ -119,8 +119,6 @@ def main() -> None:
     console = Console(width=118)
     with ExitStack() as stack:
         folder = options.run_dir or Path(stack.enter_context(TemporaryDirectory()))
-        if options.run_dir is not None and folder.exists() and any(folder.iterdir()):
-            raise InputError(f"--run-dir must be new or empty, but {folder} is not")
         display = stack.enter_context(Display(console))
         report = _measure_all(options, folder, display)
         _print(report, console)
@@ -152,9 +150,12 @@ def _options() -> argparse.Namespace:
     if options.smoke:
         options.minutes = min(options.minutes, 0.1)
         options.naive_trials = options.naive_trials or 2 * options.cpus
+    where = options.run_dir
+    if where is not None and where.exists() and any(where.iterdir()):
+        parser.error(f"--run-dir must be new or empty, but {where} is not")
     options.naive_trials = options.naive_trials or 3 * options.cpus
     if options.naive_trials < 2 * options.cpus:
-        raise InputError(
+        parser.error(
             f"--naive-trials must be at least two a core, {2 * options.cpus}, but got "
             f"{options.naive_trials}"
         )
