@@ -180,8 +180,8 @@ def test_a_search_of_so_many_trials_is_measured_while_every_worker_has_one() -> 
 
 def test_processor_time_goes_to_the_driver() -> None:
     with CpuMeter({"trials": ("no such title",)}) as meter:
-        begin = time.perf_counter()
-        while time.perf_counter() < begin + 0.7:
+        begin, until = time.perf_counter(), time.process_time() + 0.3
+        while time.process_time() < until:
             sum(range(10_000))
     spent = meter.between(begin - 1, time.perf_counter())
     assert spent["driver"] > 0.1
