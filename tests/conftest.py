@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import tune  # noqa: F401 - sets what Ray reads when a test imports it
 from apgd.checkpoints import load_weights, save_weights
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import ray
 import torch
 from rich.console import Console
 from torch import nn
@@ -187,6 +188,11 @@ class SmallWorker(Worker):
             if (folder / f"{fault}.stop").exists():
                 (folder / f"{fault}.stop").rename(folder / f"{os.getpid()}.stopped")
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if (folder / f"{fault}.hold").exists():
+                node = ray.get_runtime_context().get_node_id()
+                (folder / f"{fault}.hold").rename(folder / f"{node}.held")
+                while True:  # until the machine is gone
+                    time.sleep(1)
         return super().score_trial(shared, study, number, params, rung)
 
 
