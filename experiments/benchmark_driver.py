@@ -41,7 +41,7 @@ from tune.seen import MOST
 from tune.studies import Params, Study
 from tune.tracking import MlflowCopy
 from tune.trials import Trial, rungs_done, write_rungs
-from tune.workers import Shared
+from tune.worker_process import Shared
 
 _TRACKED = 50  # records that are sent to MLflow to see what one takes
 _TARGET = 5.0  # milliseconds of the driver for each trial
@@ -97,7 +97,7 @@ class AnsweringWorker:
     def score_trial(
         self, shared: Shared, study: int, number: int, params: Params, rung: int
     ) -> tuple[float, ...]:
-        """As `tune.workers.Worker.score_trial`, down to the file of the rung."""
+        """As `tune.worker_process.Worker.score_trial`, down to the file of the rung."""
         trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
         run_dir = shared.workload.run_dir
         result = self._made_up[number % len(self._made_up)][rung]

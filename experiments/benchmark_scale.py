@@ -46,7 +46,7 @@ from tune.sampling import Outcome, Sampling, distribution
 from tune.search import run_searches
 from tune.searches import studies_of
 from tune.studies import Study
-from tune.workers import Job, WorkerPool
+from tune.worker_pool import Job, WorkerPool
 
 _NODES = (1, 2, 4, 8)
 _TARGET = 0.85

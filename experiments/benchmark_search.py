@@ -55,7 +55,8 @@ from tune.stages import make_workload
 from tune.storage import open_storage
 from tune.studies import Study
 from tune.trials import Trial, rungs_done
-from tune.workers import Shared, WorkerPool
+from tune.worker_pool import WorkerPool
+from tune.worker_process import Shared
 
 _MANY = 1_000_000
 _IN_FULL = Rungs(shares=(1.0, 1.0, 1.0), narrowing=1, reduction=1)

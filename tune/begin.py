@@ -18,6 +18,7 @@ from tune.experts import (
     record_experts,
     train_experts,
 )
+from tune.introductions import own_code
 from tune.log import LOG_FILE
 from tune.objectives import Objective
 from tune.placement import Placement, place
@@ -26,7 +27,6 @@ from tune.records import RecordStore
 from tune.stages import make_workload
 from tune.storage import open_storage
 from tune.tracking import Tracker, synchronise
-from tune.workers import own_code
 
 
 @dataclass(frozen=True)

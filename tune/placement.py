@@ -16,8 +16,9 @@ from apgd.suites import Suite
 from tune.cluster import Cluster, plural
 from tune.dispatch import Say
 from tune.experiment import Experiment
+from tune.introductions import Introduction
 from tune.sharing import Sharing, sharing_of
-from tune.workers import Introduction, WorkerPool
+from tune.worker_pool import WorkerPool
 
 _PREPARERS = 8
 

@@ -16,7 +16,8 @@ from apgd.machine import free_memory
 from apgd.task_vectors import TaskVectors
 from tune.cluster import Cluster
 from tune.dispatch import Crew, Patience, Reference, Say
-from tune.workers import assigned_device, own_identity
+from tune.introductions import own_identity
+from tune.worker_process import assigned_device
 
 T = TypeVar("T")
 R = TypeVar("R")

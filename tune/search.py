@@ -27,7 +27,7 @@ from tune import interrupts
 from tune.judges import Ended, Loss, News, Order, Place, Stuck
 from tune.sampling import Outcome, Sampling
 from tune.trial import MergeTrial
-from tune.workers import Shared
+from tune.worker_process import Shared
 
 _TRIALS_PER_WORKER = 2
 _WORKERS_PER_PROCESS = 8

@@ -16,6 +16,7 @@ from apgd.suites import Suite
 from tune.cluster import plural
 from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
+from tune.introductions import own_identity
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.rungs import RungResult
@@ -24,7 +25,8 @@ from tune.search import run_searches
 from tune.storage import open_storage
 from tune.studies import Study, best_trial, judged_in_full, searched
 from tune.trials import Trial, rungs_done
-from tune.workers import Job, Shared, WorkerPool, own_identity
+from tune.worker_pool import Job, WorkerPool
+from tune.worker_process import Shared
 
 _STORE_SHARE = 0.5
 """Singular vectors are shared where they take no more of the object store than this."""

@@ -19,7 +19,7 @@ from tune.references import EXPERTS, MULTI_TASK, PRETRAINED
 from tune.report import Axis, Report, build_report, write_report
 from tune.searches import Searched
 from tune.studies import searched
-from tune.workers import Job, WorkerPool
+from tune.worker_pool import Job, WorkerPool
 
 _SAMPLES = 16
 # What a score depends on besides weights and data.

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from apgd.suites import Suite, suites
 from tune import experts as expert_stages
-from tune import stages, workers
+from tune import stages, worker_process
 from tune.begin import Begun, Made
 from tune.cluster import Cluster
 from tune.experiment import Experiment, check, merged_rank
+from tune.introductions import Introduction
 from tune.manifest import Manifest, row_means
 from tune.progress import Display
 from tune.records import Record, RecordStore
@@ -22,7 +23,8 @@ from tune.sampling import Outcome
 from tune.searches import Searched, trial_record
 from tune.studies import Study
 from tune.trials import Trial
-from tune.workers import Introduction, Job, Shared, Worker
+from tune.worker_pool import Job
+from tune.worker_process import Shared, Worker
 
 CLUSTER = Cluster(nodes=1, cpus=1, gpus=0, joined=False, workers=1, threads_per_worker=1)
 
@@ -31,7 +33,7 @@ class OneWorker:
     """Stands in for the pool of workers: jobs run here, one after another."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(workers, "assigned_device", lambda: "cpu")
+        patch.setattr(worker_process, "assigned_device", lambda: "cpu")
         self.worker = Worker(threads=1)
 
     def start(self) -> list[Introduction]:

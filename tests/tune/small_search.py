@@ -28,7 +28,7 @@ from apgd.data.reader import LeakError, SplitReader
 from apgd.files import write_json
 from apgd.methods import methods
 from apgd.task_vectors import Delta, TaskVectors, two_dimensional
-from tune import searches, workers
+from tune import searches, worker_pool, worker_process
 from tune.cluster import Cluster
 from tune.evaluators import Purpose, ScoreJob, Workload
 from tune.judges import Ended, News, Order
@@ -38,7 +38,8 @@ from tune.sampling import Sampling
 from tune.search import Finished, Studies
 from tune.searches import Searched
 from tune.studies import Study
-from tune.workers import Job, Shared, Worker, WorkerPool
+from tune.worker_pool import Job, WorkerPool
+from tune.worker_process import Shared, Worker
 
 TASKS = ("apples", "pears", "plums")
 UNSEEN = ("figs",)
@@ -200,7 +201,7 @@ class SmallRemoteWorker(SmallWorker):
     """The same in a process of its own, which need not be deterministic to the last bit."""
 
     def __init__(self, threads: int, share: int = 1) -> None:
-        workers.numerics = SimpleNamespace(configure=torch.set_num_threads)  # type: ignore[attr-defined]
+        worker_process.numerics = SimpleNamespace(configure=torch.set_num_threads)  # type: ignore[attr-defined]
         super().__init__(threads, share)
 
 
@@ -214,8 +215,8 @@ class Here:
     """Stands in for the pool of workers: one worker in this process."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(workers, "assigned_device", lambda: "cpu")
-        patch.setattr(workers.numerics, "configure", torch.set_num_threads)
+        patch.setattr(worker_process, "assigned_device", lambda: "cpu")
+        patch.setattr(worker_process.numerics, "configure", torch.set_num_threads)
         self.handles = [SmallWorker(threads=1)]
 
     def run(
@@ -277,7 +278,7 @@ def run_here(
         node = {"Alive": True, "Resources": {"object_store_memory": 1e9}}
         patch.setattr(searches.ray, "nodes", lambda: [node])
         patch.setattr(searches.ray, "put", lambda found: found)
-        patch.setattr(workers.ray, "get", lambda found: found)
+        patch.setattr(worker_process.ray, "get", lambda found: found)
     else:
         patch.setattr(searches, "shared_bases", lambda *_arguments: {})
     return search_with(Here(patch), folder, studies)
@@ -295,7 +296,7 @@ def search_with(pool: Any, folder: Path, studies: Sequence[Study]) -> list[Searc
 
 def small_pool(count: int, patch: pytest.MonkeyPatch) -> WorkerPool:
     """A pool of such workers, in the Ray session that is open."""
-    patch.setattr(workers, "RemoteWorker", SmallRemoteWorker)
+    patch.setattr(worker_pool, "RemoteWorker", SmallRemoteWorker)
     cluster = Cluster(
         nodes=1, cpus=count, gpus=0, joined=False, workers=count, threads_per_worker=1
     )

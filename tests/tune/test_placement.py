@@ -15,14 +15,15 @@ from apgd import InputError
 from apgd.files import sha256_path, write_json
 from tests.tune.stub_worker import GIB, StubWorker
 from tune import cluster as clusters
-from tune import placement, workers
+from tune import placement, worker_pool, worker_process
 from tune.cluster import Cluster, plan, scorers_per_gpu
 from tune.dispatch import Call
 from tune.evaluators import Evaluator
+from tune.introductions import Introduction, check_introduction, own_code, own_libraries
 from tune.placement import Placement
 from tune.sharing import Sharing
 from tune.trials import TrialScorer
-from tune.workers import Introduction, Job, WorkerPool, check_introduction, own_code, own_libraries
+from tune.worker_pool import Job, WorkerPool
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def two_gpus() -> Iterator[None]:
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("APGD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(workers, "RemoteWorker", StubWorker)
+    monkeypatch.setattr(worker_pool, "RemoteWorker", StubWorker)
     monkeypatch.setattr(placement, "_free_gpu_bytes", lambda gpus: [20 * GIB] * gpus)
     write_json(tmp_path / "run" / "experiment.json", {"identity": {}, "run_id": "one"})
     told = {"machine": "here", "code": own_code(), "libraries": own_libraries(), "run_id": "one"}
@@ -148,11 +149,11 @@ def test_what_is_prepared_before_the_first_step_may_take_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, said = [0.0], list[str]()
-    monkeypatch.setattr(workers.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(workers.ray, "kill", lambda _worker, no_restart: None)
+    monkeypatch.setattr(worker_pool.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(worker_pool.ray, "kill", lambda _worker, no_restart: None)
     jobs = [Job("train", (), "training signs", trains=True)]
     for steps, patient in (([(0, 9)], 3600.0), ([None], 3600.0), ([(0, 9), (1, 9)], 600.0)):
-        watch, running = workers._Watch(jobs, 600.0, said.append, 3600.0), OneCall()
+        watch, running = worker_pool._Watch(jobs, 600.0, said.append, 3600.0), OneCall()
         for step in steps:
             watch.look(running, {} if step is None else {0: step})  # type: ignore[arg-type]
         now[0] += patient
@@ -255,11 +256,13 @@ def test_no_gpu_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lack_of_gpu_memory_is_met_by_letting_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "assigned_device", lambda: "cpu")
-    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    monkeypatch.setattr(worker_process, "assigned_device", lambda: "cpu")
+    monkeypatch.setattr(worker_process.numerics, "configure", torch.set_num_threads)
     parts: list[float] = []
-    monkeypatch.setattr(workers, "Evaluator", lambda _workload, _device, part: parts.append(part))
-    worker, failures = workers.Worker(threads=1), [2]
+    monkeypatch.setattr(
+        worker_process, "Evaluator", lambda _workload, _device, part: parts.append(part)
+    )
+    worker, failures = worker_process.Worker(threads=1), [2]
     worker._evaluator_of(None)  # type: ignore[arg-type]
 
     def act() -> str:
@@ -280,10 +283,10 @@ def test_a_lack_of_gpu_memory_is_met_by_letting_go_first(monkeypatch: pytest.Mon
 def test_a_worker_takes_its_part_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     fractions: list[float] = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
-    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    monkeypatch.setattr(worker_process.numerics, "configure", torch.set_num_threads)
     for device, share in (("cpu", 1), ("cuda:0", 1), ("cuda:0", 4)):
-        monkeypatch.setattr(workers, "assigned_device", lambda device=device: device)
-        workers.Worker(1, share)
+        monkeypatch.setattr(worker_process, "assigned_device", lambda device=device: device)
+        worker_process.Worker(1, share)
     assert fractions == [0.25]
 
 
@@ -327,8 +330,8 @@ def test_a_worker_whose_gpu_does_nothing_more_ends_itself(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(workers, "assigned_device", lambda: "cpu")
-    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    monkeypatch.setattr(worker_process, "assigned_device", lambda: "cpu")
+    monkeypatch.setattr(worker_process.numerics, "configure", torch.set_num_threads)
 
     class EndedError(BaseException):
         """Stands in for the end of the process."""
@@ -339,12 +342,12 @@ def test_a_worker_whose_gpu_does_nothing_more_ends_itself(
     def fail(*_arguments: Any, **_named: Any) -> None:
         raise error
 
-    monkeypatch.setattr(workers.os, "_exit", end)
+    monkeypatch.setattr(worker_process.os, "_exit", end)
     for name in ("_evaluator_of", "_trials_of"):
-        monkeypatch.setattr(workers.Worker, name, fail)
+        monkeypatch.setattr(worker_process.Worker, name, fail)
     for name in ("finetune", "collect_to", "local_weights", "Trial"):
-        monkeypatch.setattr(workers, name, fail)
-    worker, some = workers.Worker(threads=1), MagicMock()
+        monkeypatch.setattr(worker_process, name, fail)
+    worker, some = worker_process.Worker(threads=1), MagicMock()
     calls: list[Callable[[], object]] = [
         lambda: worker.score_trial(some, 0, 0, {}, 0),
         lambda: worker.score(some, some),
@@ -363,16 +366,18 @@ def test_a_worker_whose_gpu_does_nothing_more_ends_itself(
 def test_a_statistic_is_collected_from_the_expert_that_it_is_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "assigned_device", lambda: "cpu")
-    monkeypatch.setattr(workers.numerics, "configure", torch.set_num_threads)
+    monkeypatch.setattr(worker_process, "assigned_device", lambda: "cpu")
+    monkeypatch.setattr(worker_process.numerics, "configure", torch.set_num_threads)
     monkeypatch.setenv("APGD_CACHE", str(tmp_path / "cache"))
     read: list[Path] = []
     monkeypatch.setattr(
-        workers, "collect_to", lambda _root, _spec, _suite, expert, **_device: read.append(expert)
+        worker_process,
+        "collect_to",
+        lambda _root, _spec, _suite, expert, **_device: read.append(expert),
     )
     weights = tmp_path / "signs.safetensors"
     weights.write_bytes(b"an expert")
-    worker = workers.Worker(threads=1)
+    worker = worker_process.Worker(threads=1)
     spec: Any = SimpleNamespace(task="signs", expert_sha256=sha256_path(weights))
     worker.collect("mini_vision", spec, weights, tmp_path)
     assert [path.read_bytes() for path in read] == [b"an expert"]

@@ -34,7 +34,8 @@ from tune.rungs import Rungs
 from tune.sampling import Outcome, Sampling
 from tune.search import Studies, run_searches
 from tune.searches import _say_who_idles
-from tune.workers import Shared, Worker, WorkerPool
+from tune.worker_pool import WorkerPool
+from tune.worker_process import Shared, Worker
 
 FEW = (("iterations", 16),)
 STUDIES = [

@@ -24,7 +24,7 @@ from tune import search
 from tune.cluster import ray_session
 from tune.judges import Stuck
 from tune.records import Record, RecordStore
-from tune.workers import WorkerPool
+from tune.worker_pool import WorkerPool
 
 STUDIES = [
     small_study("doge_ta", trials=8, published_params=(("iterations", 16),), at_once=3),

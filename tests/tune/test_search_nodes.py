@@ -21,9 +21,9 @@ from tests.tune.small_search import (
     search_with,
     small_study,
 )
-from tune import workers
+from tune import worker_pool
 from tune.cluster import Cluster, ray_session
-from tune.workers import WorkerPool
+from tune.worker_pool import WorkerPool
 
 STUDIES = [
     small_study("doge_ta", trials=10, published_params=(("iterations", 16),)),
@@ -75,7 +75,7 @@ def test_a_machine_goes_away(
 
     remover = threading.Thread(target=remove, daemon=True)
     with pytest.MonkeyPatch.context() as patch, ray_session(address=nodes.address):
-        patch.setattr(workers, "RemoteWorker", SmallRemoteWorker)
+        patch.setattr(worker_pool, "RemoteWorker", SmallRemoteWorker)
         two = Cluster(nodes=3, cpus=2, gpus=0, joined=True, workers=2, threads_per_worker=1)
         remover.start()
         found: Any = found_in(search_with(WorkerPool(two, print), folder, STUDIES))

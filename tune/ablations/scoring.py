@@ -12,7 +12,7 @@ from tune.progress import Display
 from tune.records import Kind, Record, RecordStore
 from tune.searches import search_studies, study_key
 from tune.studies import Study, best_trial
-from tune.workers import Job, WorkerPool
+from tune.worker_pool import Job, WorkerPool
 
 
 class NotDoneError(Exception):

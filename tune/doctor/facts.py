@@ -96,7 +96,8 @@ def look(question: Question, name: str) -> Facts:
 def software() -> Software:
     """Versions of Python and of the packages that results depend on."""
     try:
-        from tune.workers import own_code  # imports all that a worker needs
+        import tune.worker_process  # noqa: F401 - to see that all is there that a worker needs
+        from tune.introductions import own_code
 
         code = own_code()
     except ImportError:
