@@ -51,7 +51,8 @@ class Seen:
         self._best: list[tuple[float, int]] = []  # of one objective, or the front of several
         self._front: dict[int, np.ndarray] = {}
         self._running: set[int] = set()
-        self._internal: dict[int, dict[str, float]] = {}
+        self._columns = {name: column for column, name in enumerate(self.space)}
+        self._internal = np.empty((64, len(self.space)))  # (at least the trials, parameters)
 
     @property
     def shown(self) -> list[int]:
@@ -86,13 +87,17 @@ class Seen:
         for name, value in params.items():
             internal = self.space[name].to_internal_repr(value)
             self._storage.set_trial_param(number, name, internal, self.space[name])
+        if number >= len(self._internal):
+            self._internal = np.concatenate([self._internal, np.empty_like(self._internal)])
         shown = self._storage.get_trial(number).params
-        self._internal[number] = {n: self.space[n].to_internal_repr(v) for n, v in shown.items()}
+        self._internal[number] = [
+            known.to_internal_repr(shown[name]) for name, known in self.space.items()
+        ]
 
     def internal(self, numbers: Sequence[int], names: Iterable[str]) -> dict[str, np.ndarray]:
         """Parameters of some trials as Optuna computes with them: name -> (trials,)."""
-        known = [self._internal[number] for number in numbers]
-        return {name: np.array([values[name] for values in known]) for name in names}
+        known = self._internal[list(numbers)].T.copy()
+        return {name: known[self._columns[name]] for name in names}
 
     def suggest(self, sampler: optuna.samplers.BaseSampler) -> Params:
         """Let a sampler suggest a trial, which then is under way."""
@@ -135,6 +140,15 @@ def _continuous(known: BaseDistribution) -> BaseDistribution:
     return FloatDistribution(known.low - 0.5, known.high + 0.5, log=known.log)
 
 
+class _Unconstrained(FrozenTrial):
+    """A trial without constraints, which TPE would look for in all of them at every suggestion."""
+
+    @property
+    def constraints(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+
 class _Storage(optuna.storages.InMemoryStorage):
     """Shows some of its trials."""
 
@@ -149,9 +163,15 @@ class _Storage(optuna.storages.InMemoryStorage):
 
     def _find(self, number: int) -> FrozenTrial:
         trial = self.get_trial(number)
-        if trial.state.is_finished():
-            self._finished[number] = trial
-        return trial
+        if not trial.state.is_finished():
+            return trial
+        self._finished[number] = _Unconstrained(
+            number=number, trial_id=number, state=trial.state, value=None, values=trial.values,
+            params=trial.params, distributions=trial.distributions, intermediate_values={},
+            user_attrs={}, system_attrs={},
+            datetime_start=trial.datetime_start, datetime_complete=trial.datetime_complete,
+        )  # fmt: skip
+        return self._finished[number]
 
     def get_all_trials(
         self,
