@@ -1,9 +1,7 @@
 """Where studies are kept, which optuna-dashboard opens."""
 
 import json
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from apgd.errors import InputError
-from apgd.files import put_aside
 from apgd.masking import masked_address, without_secrets
+from tune.databases import put_damaged_aside
 from tune.experiment import Experiment
 
 
@@ -48,7 +46,12 @@ def open_storage(
     """
     url = storage_url(experiment)
     if not experiment.storage:
-        _put_damaged_aside(_own_database(experiment), say)
+        put_damaged_aside(
+            _own_database(experiment),
+            "the searches' database",
+            "trials are taken from the rungs on disk",
+            say,
+        )
     try:
         return optuna.storages.RDBStorage(url)
     except (SQLAlchemyError, ImportError) as error:
@@ -57,34 +60,6 @@ def open_storage(
             f"--storage must be a database that Optuna can open, for example "
             f"sqlite:///studies.db, but got {masked_address(url)!r}: {reason}"
         ) from error
-
-
-def _put_damaged_aside(database: Path, say: Callable[[str], None]) -> None:
-    damage = _damage(database) if database.exists() else None
-    if damage is None:
-        return
-    aside = put_aside(database)
-    for ending in ("-journal", "-wal", "-shm"):  # which belong to the damaged one
-        beside = database.with_name(f"{database.name}{ending}")
-        if beside.exists():
-            put_aside(beside)
-    say(
-        f"the searches' database was damaged ({damage}); it was put aside as {aside.name}, and "
-        f"trials are taken from the rungs on disk"
-    )
-
-
-def _damage(database: Path) -> str | None:
-    """What SQLite finds wrong with a file; None where it is whole, or cannot be asked."""
-    try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True)) as connection:
-            # Its pages, in milliseconds for thousands of trials; up to the first that is wrong.
-            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        # Others, as of one that is locked or may not be written to, are told when it is opened.
-        wrong = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-        return str(error) if wrong else None
-    return None if found == "ok" else " ".join(str(found).split())
 
 
 def add_trials(study: optuna.Study, first: int, trials: Sequence[FrozenTrial]) -> None:

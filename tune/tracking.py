@@ -16,6 +16,7 @@ from typing import Any
 
 from apgd.errors import InputError
 from apgd.masking import masked_address, without_secrets
+from tune.databases import put_damaged_aside
 from tune.experiment import Experiment, run_id
 from tune.records import Kind, Record, RecordStore
 
@@ -47,7 +48,18 @@ _ARTIFACTS = ("report.html", "report.md", "table.csv", "manifest.json")
 
 def tracking_uri(experiment: Experiment) -> str:
     """The chosen tracking server, or else a database in the run folder."""
-    return experiment.tracking_uri or f"sqlite:///{(experiment.folder / 'mlflow.db').resolve()}"
+    return experiment.tracking_uri or f"sqlite:///{_own_database(experiment)}"
+
+
+def _own_database(experiment: Experiment) -> Path:
+    return (experiment.folder / "mlflow.db").resolve()
+
+
+def _mend(experiment: Experiment, say: Callable[[str], None]) -> None:
+    """Put a damaged database of the run folder aside."""
+    if not experiment.tracking_uri:
+        database = _own_database(experiment)
+        put_damaged_aside(database, "MLflow's database", "a new one gets all records", say)
 
 
 def _copy_of(experiment: Experiment) -> "MlflowCopy":
@@ -55,11 +67,13 @@ def _copy_of(experiment: Experiment) -> "MlflowCopy":
 
 
 def synchronise(experiment: Experiment) -> str:
-    """Send MLflow what it does not have yet of a run; a sentence that says what was sent.
+    """Send MLflow what it does not have yet of a run; what was done, a sentence a line.
 
     Raises:
         InputError: where MLflow cannot be reached.
     """
+    told: list[str] = []
+    _mend(experiment, told.append)
     uri = tracking_uri(experiment)
     where = masked_address(uri)
     try:
@@ -71,7 +85,7 @@ def synchronise(experiment: Experiment) -> str:
             f"MLflow at {where} could not be brought up to date ({_reason(error, uri)}); results "
             f"are on disk, and --sync may be run again"
         ) from error
-    return f"sent {count} records of {experiment.folder} to {where}"
+    return "\n".join([*told, f"sent {count} records of {experiment.folder} to {where}"])
 
 
 def _reason(error: BaseException, uri: str) -> str:
@@ -296,6 +310,7 @@ class Tracker:
             else self._shown
         )
         """An address or a command for people."""
+        self._mend: Callable[[], None] = lambda: _mend(experiment, say)
         self._make: Callable[[], MlflowCopy] = lambda: _copy_of(experiment)
         self._say = say
         self._closing = threading.Event()
@@ -304,6 +319,7 @@ class Tracker:
         self._thread = threading.Thread(target=self._loop, name="mlflow", daemon=True)
 
     def __enter__(self) -> "Tracker":
+        self._mend()  # before there is a connection
         self._thread.start()
         return self
 

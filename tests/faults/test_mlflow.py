@@ -108,7 +108,7 @@ def record(number: int) -> Record:
     )
 
 
-def made_up(folder: Path, uri: str, count: int = 6) -> Experiment:
+def made_up(folder: Path, uri: str | None, count: int = 6) -> Experiment:
     """A run folder with some records."""
     experiment = Experiment(
         smoke=True, run_dir=folder / "run", experts_dir=folder / "experts", tracking_uri=uri
@@ -317,6 +317,26 @@ def test_a_run_with_more_trials_is_brought_up_to_date(tmp_path: Path) -> None:
     place = client.get_experiment_by_name("apgd/mini_vision")
     (parent,) = client.search_runs([place.experiment_id], "tags.`apgd.setting.trials` = '48'")
     assert parent.data.params == {"suite": "mini_vision"}
+
+
+def test_a_damaged_database_of_a_run_is_put_aside(tmp_path: Path, quickly: None) -> None:
+    whole, by_run, by_sync = (made_up(tmp_path / name, None) for name in ("whole", "run", "sync"))
+    synchronise(whole)
+    content = (whole.folder / "mlflow.db").read_bytes()
+    for experiment in (by_run, by_sync):
+        (experiment.folder / "mlflow.db").write_bytes(content[: len(content) // 2])
+    lines: list[str] = []
+    with Tracker(by_run, lines.append):
+        pass
+    lines += synchronise(by_sync).splitlines()
+    for experiment, line in zip((by_run, by_sync), lines, strict=False):
+        check(experiment, "KILLED")  # as it has no manifest
+        assert line.startswith("MLflow's database was damaged (")
+        assert line.endswith(
+            "; it was put aside as mlflow.db.damaged, and a new one gets all records"
+        )
+        assert (experiment.folder / "mlflow.db.damaged").stat().st_size == len(content) // 2
+    assert lines[2:] == [f"sent 6 records of {by_sync.folder} to {tracking.tracking_uri(by_sync)}"]
 
 
 @pytest.mark.slow

@@ -340,6 +340,32 @@ def test_rates_come_from_manifests_and_records(tmp_path: Path) -> None:
     assert on_gpu.step is None
 
 
+def test_a_damaged_record_leaves_the_rates_of_the_others(tmp_path: Path) -> None:
+    experiment = Experiment(run_dir=tmp_path / "runs" / "a", experts_dir=tmp_path / "experts")
+    suite = experiment.full_suite
+    store = RecordStore(experiment.folder)
+    machine = {"devices": ["CPU"], "gpus": 0, "threads_per_worker": 1, "workers": 2}
+    write_json(experiment.folder / "manifest.json", {
+        "suite": {"name": suite.name}, "experiment": {"smoke": False},
+        "machine": machine, "stages": [],
+    })  # fmt: skip
+    seconds: dict[str, float] = {}
+    for number in range(5):
+        record = Record(
+            kind=Kind.TRIAL, method="ties", variant=Variant.TUNED, seed=0, params={},
+            inputs={"trial": f"study#{number}", "examples": f"{experiment.limit}/None"},
+            scores={}, seconds={"merge": 1.0 + number},
+        )  # fmt: skip
+        store.add(record)
+        seconds[record.key] = 1.0 + number
+    first, *others = store.keys(Kind.TRIAL)
+    damaged = experiment.folder / "records" / "trial" / f"{first}.json"
+    damaged.write_text(damaged.read_text()[:-20])
+    here = Machines(1, processor_device(2), 0, 2, None, False, "here", "cpu")
+    rates = measured_rates(experiment, suite, here, 1)
+    assert rates.trials == {"ties": pytest.approx(sum(seconds[key] for key in others) / 4)}
+
+
 def test_a_plan_neither_starts_nor_writes_anything(tmp_path: Path) -> None:
     for command in (full_repro, compare_methods, ablations):
         for extra in (["--address", "local", "--plan"], ["--plan-for", "2xL4"]):

@@ -18,7 +18,7 @@ from tests.tune.small_search import (
     said,
     small_study,
 )
-from tune import storage
+from tune import databases
 from tune.experiment import Experiment
 from tune.storage import open_storage
 
@@ -78,7 +78,7 @@ def test_an_emptied_database_is_filled_again(
 def test_a_journal_goes_with_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("studies.db", "studies.db-journal"):
         (tmp_path / name).write_bytes(b"damaged")
-    monkeypatch.setattr(storage, "_damage", lambda _database: "malformed")
+    monkeypatch.setattr(databases, "_damage", lambda _database: "malformed")
     open_storage(Experiment(run_dir=tmp_path))
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"studies.db", "studies.db.damaged", "studies.db-journal.damaged"}
@@ -91,8 +91,8 @@ def test_a_locked_database_is_not_taken_for_a_damaged_one(
     with closing(sqlite3.connect(tmp_path / "studies.db")) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         connect = partial(sqlite3.connect, timeout=0.1)
-        monkeypatch.setattr("tune.storage.sqlite3.connect", connect)
-        assert storage._damage(tmp_path / "studies.db") is None
+        monkeypatch.setattr("tune.databases.sqlite3.connect", connect)
+        assert databases._damage(tmp_path / "studies.db") is None
 
 
 @pytest.mark.parametrize("damage", [truncate_in_a_page, overwrite])

@@ -160,10 +160,14 @@ def _examples(suite: Suite, record: Record) -> int | None:
 
 
 def _records(folder: Path, kind: Kind) -> Iterator[Record]:
-    try:
-        yield from RecordStore(folder).all(kind)
-    except InputError:  # of another version, which tells nothing here
-        return
+    store = RecordStore(folder)
+    for key in store.keys(kind):
+        try:
+            record = store.get(kind, key)
+        except InputError:  # damaged, or of another version, which tells nothing here
+            continue
+        if record is not None:
+            yield record
 
 
 def _json(path: Path) -> dict[str, Any]:
