@@ -1,8 +1,6 @@
 """Workers die, stop, run out of disk or memory: others do their work, with the same numbers."""
 
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import ray
 import torch
 
 from apgd import InputError, numerics
@@ -21,6 +18,7 @@ from apgd.errors import DiskFullError, MemoryFullError
 from apgd.finetune import Expert, ExpertSpec, expert_spec, find_expert, finetune
 from apgd.models.zero_shot import ZeroShotHead
 from apgd.suites import FinetuneSettings, suites
+from tests.faults.held_worker import HeldWorker, Hold
 from tests.faults.small_disk import small_disk
 from tune.causes import cause_of
 from tune.cluster import Cluster, ray_session
@@ -45,8 +43,7 @@ _DISK = "full disk while a checkpoint is written"
 SUITE = suites["mini_vision"]
 TASKS = ("signs", "aerial", "numerals")
 FEW = FinetuneSettings(steps=6, batch_size=16, learning_rate=1e-4, checkpoint_every=2)
-LONG = replace(FEW, steps=240, checkpoint_every=20)
-"""Some seconds, so that there is a middle."""
+LONG = replace(FEW, steps=40, checkpoint_every=10)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +65,9 @@ def lines() -> list[str]:
 @pytest.fixture(scope="module")
 def workers(cluster: Cluster, lines: list[str]) -> Iterator[WorkerPool]:
     patience = Patience(twice=1.0, alone=60.0)
-    found = WorkerPool(cluster, lines.append, patience=patience, stall_seconds=12.0)
+    found = WorkerPool(
+        cluster, lines.append, patience=patience, stall_seconds=12.0, actor=HeldWorker
+    )
     yield found
     found.close()
 
@@ -77,7 +76,7 @@ def workers(cluster: Cluster, lines: list[str]) -> Iterator[WorkerPool]:
 def pool(workers: WorkerPool) -> WorkerPool:
     """Two workers that are there."""
     workers.run([Job("progress", ()) for _ in range(4)])  # sees who died over the last test
-    assert workers._started().gather(90) == 2
+    assert workers._started().gather(300) == 2
     return workers
 
 
@@ -106,14 +105,6 @@ def training(task: str, root: Path) -> Job:
     return Job("train", (SUITE.name, spec_of(task), root), told, trains=True)
 
 
-def next_worker(pool: WorkerPool) -> psutil.Process:
-    """The process that is given the next job, where nobody works."""
-    crew = pool._started()
-    assert crew.gather(90) == 2
-    first: Any = crew.workers[crew._free[0]]
-    return psutil.Process(ray.get(first.__ray_call__.remote(lambda _self: os.getpid())))
-
-
 def while_training(
     pool: WorkerPool, root: Path, act: Callable[[psutil.Process], None]
 ) -> tuple[dict[str, Any], psutil.Process]:
@@ -122,17 +113,9 @@ def while_training(
     Returns:
         The expert's manifest, and that worker.
     """
-    checkpoint = spec_of("signs").folder(root) / "training.safetensors"
-    worker = next_worker(pool)
-    done: list[bool] = []
-
-    def watch(_progress: dict[int, tuple[int, int]]) -> None:
-        if not done and checkpoint.exists():
-            done.append(True)
-            act(worker)
-
-    (manifest,) = pool.run([training("signs", root)], on_progress=watch)
-    assert done, "the training ended before anything was done to it"
+    hold = Hold(root)
+    (manifest,) = pool.run([training("signs", root)], on_progress=hold.when_held(act))
+    (worker,) = hold.done
     return manifest, worker
 
 
@@ -145,7 +128,7 @@ def test_a_trainer_is_killed(
     survived: Survived,
 ) -> None:
     manifest, _killed = while_training(pool, tmp_path, psutil.Process.kill)
-    assert manifest["resumed_at_step"] > 0
+    assert manifest["resumed_at_step"] == LONG.checkpoint_every
     resumed = find_expert(spec_of("signs"), tmp_path)
     assert resumed is not None
     assert resumed.sha256 == experts["signs"].sha256
@@ -166,9 +149,7 @@ def workload(run_dir: Path, experts: dict[str, Expert]) -> Workload:
     )
 
 
-MERGE = ScoreJob(
-    Purpose.FINAL, "doge_ta", Variant.PUBLISHED, 0, (("iterations", 4000),), tasks=TASKS
-)
+MERGE = ScoreJob(Purpose.FINAL, "doge_ta", Variant.PUBLISHED, 0, (("iterations", 40),), tasks=TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -203,23 +184,14 @@ def warm(pool: WorkerPool, work: Workload) -> None:
     pool.run([Job("score", (work, job)) for _ in range(2)])
 
 
-def while_merging(
-    pool: WorkerPool, work: Workload, act: Callable[[psutil.Process], None]
-) -> psutil.Process:
-    """Do something to the worker that merges, about a second after it has begun."""
+def while_merging(pool: WorkerPool, work: Workload, act: Callable[[psutil.Process], None]) -> Hold:
+    """Do something to the worker that merges, in the middle of it."""
     warm(pool, work)
-    worker = next_worker(pool)
-    done: list[bool] = []
-    began = time.monotonic()
-
-    def watch(_progress: dict[int, tuple[int, int]]) -> None:
-        if not done and time.monotonic() - began > 1:
-            done.append(True)
-            act(worker)
-
-    pool.run([Job("score", (work, MERGE), "scoring doge_ta (seed 0)")], on_progress=watch)
-    assert done
-    return worker
+    hold = Hold(work.run_dir)
+    jobs = [Job("score", (work, MERGE), "scoring doge_ta (seed 0)")]
+    pool.run(jobs, on_progress=hold.when_held(act))
+    assert hold.done
+    return hold
 
 
 @pytest.mark.fault(_EVALUATOR)
@@ -249,12 +221,12 @@ def test_an_evaluator_stands_still(
     survived: Survived,
 ) -> None:
     work = workload(tmp_path, experts)
-    stopped = while_merging(pool, work, psutil.Process.suspend)
+    hold = while_merging(pool, work, psutil.Process.suspend)
     assert_merged(work, expected)
     (line,) = [one for one in said if "has been scoring doge_ta (seed 0) for" in one]
     assert "far longer than others take" in line
-    with suppress(psutil.NoSuchProcess):
-        stopped.resume()
+    hold.let_go()
+    hold.done[0].resume()
     survived(_SLOW)
 
 

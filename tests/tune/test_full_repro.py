@@ -20,6 +20,7 @@ from apgd.data.reader import LeakError
 from apgd.finetune import ExpertSpec, expert_spec, find_expert, finetune
 from apgd.suites import FinetuneSettings, suites
 from experiments import full_repro
+from tests.faults.held_worker import HeldWorker, Hold
 from tune.cluster import plan, ray_session
 from tune.evaluators import Evaluator, Purpose, ScoreJob, Workload
 from tune.experiment import Experiment
@@ -44,7 +45,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=550)
     return output
 
 
@@ -208,7 +209,7 @@ def test_second_run_reuses_everything(smoke: tuple[Path, str]) -> None:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline, "the run made no progress"
@@ -295,28 +296,19 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     suite = suites["mini_vision"]
-    settings = FinetuneSettings(steps=40, batch_size=16, learning_rate=1e-4, checkpoint_every=4)
+    settings = FinetuneSettings(steps=10, batch_size=16, learning_rate=1e-4, checkpoint_every=4)
     data = suite.examples("signs", Split.TRAIN).sha256
     spec: ExpertSpec = expert_spec(suite, "signs", 0, settings, data)
     whole = finetune(suite, spec, tmp_path / "whole")
-    killed: list[int] = []
     said: list[str] = []
-
-    def kill_once(progress: dict[int, tuple[int, int]]) -> None:
-        checkpoint = spec.folder(tmp_path / "killed") / "training.safetensors"
-        if not killed and checkpoint.exists():
-            for process in psutil.Process().children(recursive=True):
-                if "ray::RemoteWorker" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-
+    hold = Hold(tmp_path / "killed")
     with ray_session(address="local", cpus=1) as cluster:
-        pool = WorkerPool(cluster, said.append)
+        pool = WorkerPool(cluster, said.append, actor=HeldWorker)
         job = Job("train", (suite.name, spec, tmp_path / "killed"), "training signs", trains=True)
-        (manifest,) = pool.run([job], on_progress=kill_once)
-    assert killed
+        (manifest,) = pool.run([job], on_progress=hold.when_held(psutil.Process.kill))
+    assert hold.done
     assert said == ["worker 0 died while training signs; it is begun again"]
-    assert manifest["resumed_at_step"] > 0
+    assert manifest["resumed_at_step"] == 4
     resumed = find_expert(spec, tmp_path / "killed")
     assert resumed is not None
     assert resumed.sha256 == whole.sha256
