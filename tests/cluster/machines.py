@@ -118,7 +118,7 @@ def reason_to_skip() -> str | None:
         "unshare", "--fork", "--pid", "--mount-proc", "--net", "--mount", "--uts", "--ipc",
         "sh", "-c", "ip link add a0 type veth peer name b0 && mount -t tmpfs tmpfs /mnt",
     ]  # fmt: skip
-    tried = subprocess.run(probe, capture_output=True, text=True, timeout=20)
+    tried = subprocess.run(probe, capture_output=True, text=True, timeout=120)
     return None if tried.returncode == 0 else f"needs namespaces: {tried.stderr.strip()}"
 
 
@@ -140,19 +140,20 @@ class Machine:
         (init,) = unshare.children()
         return int(init.pid)
 
-    def programs(self) -> set[str]:
-        """Names of the programs that run on the machine."""
-        names = set()
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Processes on the machine whose names begin like this."""
+        found = []
         for process in psutil.Process(self.pid_of_init()).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                names.add(process.name())
-        return names
+                if process.name().startswith(name[:15]):  # of which Linux keeps no more
+                    found.append(process)
+        return found
 
     def kill(self) -> None:
         """Pull the plug: SIGKILL to process 1, with which all others of the machine die."""
         assert self.process is not None
         os.kill(self.pid_of_init(), signal.SIGKILL)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=120)
         self.process = None
 
 
@@ -261,7 +262,7 @@ class Machines:
             },
         )
 
-    def operate(self, command: str, timeout: float = 120) -> str:
+    def operate(self, command: str, timeout: float = 300) -> str:
         """Do what the operator types; returns what was printed.
 
         Raises:
@@ -277,7 +278,7 @@ class Machines:
         assert process.returncode == 0, f"{command}\n{output}"
         return output
 
-    def on(self, machine: Machine, command: str, timeout: float = 60) -> str:
+    def on(self, machine: Machine, command: str, timeout: float = 180) -> str:
         """What a command prints on a machine, as its user."""
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
         login = f"bash --login -i -c {shlex.quote(command)} 2>/dev/null"
@@ -311,7 +312,7 @@ def _write_users(path: Path, name: str, home: str) -> None:
 
 def _make_key(path: Path) -> None:
     subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True, timeout=20
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True, timeout=120
     )
 
 
@@ -354,12 +355,12 @@ def machines(folder: Path, count: int, cpus: int = 1) -> Iterator[Machines]:
     finally:
         alive = network.processes()
         outer.kill()
-        outer.wait(timeout=10)
-        _gone, left = psutil.wait_procs(alive, timeout=10)
+        outer.wait(timeout=120)
+        _gone, left = psutil.wait_procs(alive, timeout=120)
         assert left == [], f"these outlived their machines: {left}"
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 180) -> None:
     """Wait for something to become true.
 
     Raises:

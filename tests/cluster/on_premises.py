@@ -81,14 +81,14 @@ class OnPremises:
         command = command.replace("uv run ", "").replace(FILE, str(self.file))
         return command.replace("'~/runs/' runs/", f"'~/runs/' {self.fetched}/")
 
-    def do(self, command: str, timeout: float = 120) -> str:
+    def do(self, command: str, timeout: float = 300) -> str:
         """Do what the README says."""
         return self.machines.operate(self.as_typed(command), timeout)
 
     def wait_for_all(self, status: str) -> None:
         """Wait until that command says that all machines have joined."""
         everybody = f"\n {len(self.machines.all)} local.cluster.node"
-        wait_until(lambda: everybody in self.do(status), "all machines to join", 90)
+        wait_until(lambda: everybody in self.do(status), "all machines to join", 300)
 
     def start(self, name: str) -> subprocess.Popen[str]:
         """Submit a short smoke run into the folder of that name."""
@@ -96,7 +96,7 @@ class OnPremises:
 
     def finish(self, name: str) -> str:
         """Submit a short smoke run and wait for its end; what it printed."""
-        return self.do(self._submission(name), timeout=200)
+        return self.do(self._submission(name), timeout=500)
 
     def _submission(self, name: str) -> str:
         return (
@@ -109,9 +109,9 @@ class OnPremises:
         path = self.runs / name / "run.log"
         return path.read_text() if path.exists() else ""
 
-    def experts(self, name: str) -> int:
-        """How many experts of a run have been begun."""
-        return len(list((self.runs / f"{name}-experts").glob("*")))
+    def experts(self, name: str, file: str = "") -> int:
+        """How many experts of a run have been begun, or have that file."""
+        return len(list((self.runs / f"{name}-experts").glob(f"*/{file}")))
 
     def listening(self, machine: Machine) -> set[str]:
         """Addresses and ports, `10.77.0.1:22`, on which a machine can be reached from others."""

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,17 +16,31 @@ _HEAD = "loss of the head, then a new one and the same command"
 
 _CLUSTER = """
 import sys
+import time
+import psutil
 import tune
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(sys.argv[1])})
 nodes = [cluster.add_node(num_cpus=1) for _ in range(int(sys.argv[2]))]
 print(cluster.address, flush=True)
+held = {}
 for line in sys.stdin:
-    if line == "node\\n":
-        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+    if line == "hold\\n":
+        for node in nodes:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            while not (found := [p for p in raylet.children() if "RemoteWorker" in p.name()]):
+                time.sleep(0.02)
+            held[node] = found
+            for worker in found:
+                worker.suspend()
+    elif line == "node\\n":
+        node = nodes.pop(0)
+        cluster.remove_node(node, allow_graceful=False)
+        for worker in held[node]:
+            worker.kill()
     else:
         cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
-    print("gone", flush=True)
+    print("done", flush=True)
 """
 
 
@@ -52,16 +65,23 @@ class Machines:
         self.address = self._process.stdout.readline().strip()
         assert self.address
 
+    def hold(self) -> None:
+        """Have the workers of all nodes but the head stand still, once they are there."""
+        self._ask("hold")
+
     def lose(self, what: str) -> None:
         """Lose a `node`, or the `head`, as if the plug were pulled."""
+        self._ask(what)
+
+    def _ask(self, what: str) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
-        assert self._process.stdout.readline() == "gone\n"
+        assert self._process.stdout.readline() == "done\n"
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=180)
 
 
 @pytest.fixture
@@ -84,12 +104,14 @@ def test_nodes_are_lost(
 ) -> None:
     cluster = machines(1, 2)
     run = SmallRun(tmp_path, (*QUICK, "--address", cluster.address))
-    run.start().wait_for(lambda: bool(list((tmp_path / "experts").glob("*/manifest.json"))))
-    cluster.lose("node")
-    run.wait_for(lambda: bool(list((tmp_path / "run").glob("records/evaluation/*.json"))))
-    cluster.lose("node")
+    run.start().wait_for_log("✓ data")
+    cluster.hold()
+    # The head's worker does everything but what the other two have begun.
+    run.wait_for(lambda: len(list((tmp_path / "experts").glob("*/manifest.json"))) >= 6)
+    for _ in range(2):
+        cluster.lose("node")
     run.end()
-    assert "died while" in run.log()
+    assert run.log().count("died while") == 2
     assert_same(tmp_path, quick)
     survived(_NODE, 2)
 
@@ -102,10 +124,8 @@ def test_the_head_is_lost(
     cluster = machines(2, 0)
     run = SmallRun(tmp_path, (*QUICK, "--address", cluster.address)).start()
     run.wait_for_log("✓ data")
-    began = time.monotonic()
     cluster.lose("head")
-    output = run.end(1)
-    assert time.monotonic() - began < 60
+    output = run.end(1)  # before Ray ends it, with a page of its own
     sentence = (
         f"the head of the Ray cluster ({cluster.address}) is gone; start it again, and the same "
         f"command goes on from here"
