@@ -57,7 +57,7 @@ def test_who_cannot_start_is_left_out_with_the_reason() -> None:
     asked = Judges(
         [broken_worker(born=False), broken_worker(born=True)], None, Stuck(), identity="ours"
     )
-    failed, until = dict[int, str](), time.monotonic() + 60
+    failed, until = dict[int, str](), time.monotonic() + 180
     while len(failed) < 2 and time.monotonic() < until:
         asked.wait(0.1)
         failed |= asked.news().failed
@@ -70,7 +70,7 @@ def test_who_cannot_start_is_left_out_with_the_reason() -> None:
 
 def judged(asked: Judges, *orders: Order) -> News:
     """Everything that is reported until there is nothing to do, from when all workers are there."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while asked.down and time.monotonic() < until:
         asked.wait(0.1)
         asked.news()
