@@ -295,12 +295,14 @@ def search_with(pool: Any, folder: Path, studies: Sequence[Study]) -> list[Searc
 
 
 def small_pool(count: int, patch: pytest.MonkeyPatch) -> WorkerPool:
-    """A pool of such workers, in the Ray session that is open."""
+    """A pool of such workers, which are there, in the Ray session that is open."""
     patch.setattr(worker_pool, "RemoteWorker", SmallRemoteWorker)
     cluster = Cluster(
         nodes=1, cpus=count, gpus=0, joined=False, workers=count, threads_per_worker=1
     )
-    return WorkerPool(cluster, print)
+    pool = WorkerPool(cluster, print)
+    ray.get([worker.__ray_ready__.remote() for worker in pool.handles])
+    return pool
 
 
 def storage_url(folder: Path) -> str:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,13 @@ def at_record(number: int, patch: pytest.MonkeyPatch, act: Callable[[], None]) -
 
 def kill_processes(title: str) -> None:
     """SIGKILL to all of this Ray's processes of a kind."""
-    mine = psutil.Process().children(recursive=True)
-    chosen = [p for p in mine if p.is_running() and p.name().startswith(title[:15])]
+    chosen = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # another of Ray's, which has just ended
+            if process.name().startswith(title[:15]):
+                chosen.append(process)
+                process.kill()
     assert chosen
-    for process in chosen:
-        process.kill()
 
 
 @pytest.mark.parametrize(
