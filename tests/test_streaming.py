@@ -2,8 +2,10 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +54,19 @@ def after(shards: int) -> Callable[[int, int], None]:
             raise InterruptedMergeError
 
     return progress
+
+
+def merge_and_wait(base: Path, experts: dict[str, Path], out: Path, mark: Path) -> None:
+    """Merge a half, leave a mark, and wait to be killed."""
+
+    def progress(done: int, total: int) -> None:
+        if done == total / 2:
+            mark.touch()
+            time.sleep(600)
+
+    merge_files(
+        "doge_ta", base, experts, out, shard_bytes=2**16, progress=progress, iterations=9
+    )  # fmt: skip
 
 
 def equal(first: State, second: State) -> bool:
@@ -318,28 +333,22 @@ class TestInterruption:
         for path in paths.values():
             noise = torch.randn(160, 160, generator=generator)
             save_weights(path, {n: t + 0.05 * noise for n, t in base.items()})
-        command = [sys.executable, "-m", "apgd.cli", "merge", "--base", str(paths["base"])]
-        command += ["--expert", f"x={paths['x']}", "--expert", f"y={paths['y']}"]
-        command += ["--method", "doge_ta", "--iterations", "900", "--shard-size", "64KiB"]
-        command += ["--out", str(out)]
-        with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:  # fmt: skip
-            while not shards_of(out) and process.poll() is None:
-                time.sleep(0.002)
-            process.kill()
-            assert process.stderr is not None
-            errors = process.stderr.read()
-        assert process.returncode == -9, errors
-        before = times(out)
-        assert 1 <= len(before) < 4
         experts = {"x": paths["x"], "y": paths["y"]}
-        merge_files(
-            "doge_ta", paths["base"], experts, out, shard_bytes=2**16, iterations=900
-        )  # fmt: skip
+        merging = multiprocessing.get_context("spawn").Process(
+            target=merge_and_wait, args=(paths["base"], experts, out, tmp_path / "waits")
+        )
+        merging.start()
+        while not (tmp_path / "waits").exists() and merging.is_alive():
+            time.sleep(0.01)
+        merging.kill()
+        merging.join()
+        assert merging.exitcode == -signal.SIGKILL
+        before = times(out)
+        assert len(before) == 2
+        merge_files("doge_ta", paths["base"], experts, out, shard_bytes=2**16, iterations=9)
         assert before.items() <= times(out).items()
         assert not list(out.glob(".*"))
-        assert equal(loaded(out), merge("doge_ta", paths["base"], experts, iterations=900))
+        assert equal(loaded(out), merge("doge_ta", paths["base"], experts, iterations=9))
 
 
 class TestAnotherMergeInTheFolder:
