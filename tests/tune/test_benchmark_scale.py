@@ -119,7 +119,7 @@ def test_a_small_reproduction_on_two_nodes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark_scale", "--nodes", "2", "--cases",
          "mini_vision", "--trials", "60", "--scale", "0.3", "--out", str(out)],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False, timeout=550,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     cases = json.loads(out.read_text(encoding="utf-8"))["cases"]
@@ -128,6 +128,7 @@ def test_a_small_reproduction_on_two_nodes(tmp_path: Path) -> None:
         "data": 26, "experts": 8, "singular vectors": 16, "search": 72, "evaluation": 9,
     }  # fmt: skip
     assert all(stage.bound <= stage.makespan for stage in stages.values())
-    assert stages["experts"].bound / stages["experts"].makespan > 0.7
+    # One node alone would take twice the bound; how much less than that depends on the machine.
+    assert stages["experts"].bound / stages["experts"].makespan > 0.5
     [search] = cases["search"]["nodes"]["2"]
     assert search["jobs"] == 40  # the last 20 for each node

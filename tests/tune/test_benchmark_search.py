@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apgd import merge
 from apgd.methods import methods
+from experiments import timed_search
 from experiments.benchmark_search import efficiency, targets
 from experiments.naive_search import merge_plainly, search_space
 from experiments.search_rates import (
@@ -141,38 +142,54 @@ def test_the_naive_space_is_the_declared_one() -> None:
     assert all(isinstance(of, int) for of in drawn)
 
 
-def ended(*ago: float) -> Outcome:
-    """A trial whose rungs were done so many seconds ago."""
-    now = time.time()
-    return Outcome(
-        rungs=((0.5,),) * len(ago), complete=False, times=tuple(now - seconds for seconds in ago)
-    )
+class Clock:
+    """Time that goes by only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1e9 + self.now
+
+    def ended(self, *ago: float) -> Outcome:
+        """A trial whose rungs were done so many seconds ago."""
+        times = tuple(self.time() - seconds for seconds in ago)
+        return Outcome(rungs=((0.5,),) * len(ago), complete=False, times=times)
 
 
-def test_a_search_ends_once_its_time_is_up() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timed_search, "time", clock)
+    return clock
+
+
+def test_a_search_ends_once_its_time_is_up(clock: Clock) -> None:
     study = Study("doge_ta", 0, 100, 128, 8, rungs=Rungs(reduction=1))
-    sampling = TimedSampling(study, "timed", None, warm_up=1, seconds=0.2)
+    sampling = TimedSampling(study, "timed", None, warm_up=1, seconds=20)
     for number in range(2):
         assert sampling.suggest() is not None
-        sampling.finish(number, ended(0.0), {})
+        clock.now += 1
+        sampling.finish(number, clock.ended(0), {})
     assert sampling.suggest() is not None
-    time.sleep(0.25)
+    clock.now += 25
     assert sampling.suggest() is None
     assert sampling.suggested >= sampling.study.trials  # so that the search ends
-    sampling.finish(2, ended(0.22, 0.0), {})
+    sampling.finish(2, clock.ended(22, 0), {})
     begin, end = sampling.begin, sampling.end
-    assert [(n, rung) for at, n, rung in sampling.reported if begin < at <= end][-1] in (
-        (1, 0), (2, 0),
-    )  # fmt: skip
+    assert [place for at, *place in sampling.reported if begin < at <= end] == [[1, 0], [2, 0]]
     assert (sampling.reported[-1][1:], sampling.reported[-1][0] > end) == ((2, 1), True)
 
 
-def test_a_search_of_so_many_trials_is_measured_while_every_worker_has_one() -> None:
+def test_a_search_of_so_many_trials_is_measured_while_every_worker_has_one(clock: Clock) -> None:
     sampling = TimedSampling(Study("doge_ta", 0, 3, 128, 8), "counted", None, 1, None)
     for number in range(3):
         sampling.suggest()
-        time.sleep(0.02)
-        sampling.finish(number, ended(0.01, 0.0), {})
+        clock.now += 2
+        sampling.finish(number, clock.ended(1, 0), {})
     assert [place[1:] for place in sampling.reported] == [(n, r) for n in range(3) for r in (0, 1)]
     assert sampling.begin == sampling.reported[0][0]
     assert sampling.end == sampling.reported[3][0]  # then one trial was left for one worker

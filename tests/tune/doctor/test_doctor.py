@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -77,12 +77,22 @@ def test_a_lock_that_nobody_holds_keeps_nobody_out(tmp_path: Path) -> None:
 def test_a_rename_that_removes_first_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    missed, read = threading.Event(), Path.read_text
+
     def replace_slowly(self: Path, target: Path) -> None:
         target.unlink()
-        time.sleep(0.005)
+        assert missed.wait(60)
         self.rename(target)
 
+    def noted(self: Path) -> str:
+        try:
+            return read(self)
+        except FileNotFoundError:
+            missed.set()
+            raise
+
     monkeypatch.setattr(Path, "replace", replace_slowly)
+    monkeypatch.setattr(Path, "read_text", noted)
     assert folders._try_renames(tmp_path / "file") == "a moment without the file"
 
 
@@ -111,12 +121,19 @@ def test_a_driver_that_holds_whoever_asks_holds_up_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    script(tmp_path, "exec sleep 8")
+    script(tmp_path, "exec sleep 3600")
     monkeypatch.setattr(gpus, "DRIVER_SECONDS", 0.3)
-    monkeypatch.setattr(subprocess.Popen, "kill", lambda _process: None)  # as the kernel does then
-    began = time.monotonic()
+    held: list[subprocess.Popen[str]] = []
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        held.append(process)  # which does not end, as the kernel has it then
+
+    monkeypatch.setattr(subprocess.Popen, "kill", kill)
     assert "did not answer" in str(gpus.look_at_gpus().problem)
-    assert time.monotonic() - began < 5
+    (process,) = held
+    assert process.poll() is None
+    process.terminate()
+    process.communicate()
 
 
 def test_a_node_has_time_for_all_looks() -> None:
@@ -279,10 +296,10 @@ def test_a_cluster_that_does_not_answer_is_one_sentence_at_once(
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
-        started = time.monotonic()
-        with pytest.raises(InputError, match=f"no Ray cluster answers at {address}"):
-            find_cluster(address)
-        assert time.monotonic() - started < 4
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "run", None)  # so Ray, which waits for long, is not asked
+            with pytest.raises(InputError, match=f"no Ray cluster answers at {address}"):
+                find_cluster(address)
 
 
 @pytest.mark.slow  # 4 s of importing Ray, and as long as the time limit says
@@ -299,9 +316,11 @@ def test_what_listens_but_is_no_cluster_is_found_out(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
+    # A node that hangs stays one of the cluster's.
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "1000")
     options = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     made = Cluster(initialize_head=True, head_node_args=options)
     made.add_node(**options)
@@ -334,15 +353,13 @@ def test_every_node_of_a_cluster_is_looked_at_and_one_that_hangs_is_a_row(
     hung = max(raylets, key=lambda p: p.create_time())
     hung.suspend()
     try:
-        monkeypatch.setattr(sys, "argv", [*command, "--timeout", "40"])
-        started = time.monotonic()
+        monkeypatch.setattr(sys, "argv", [*command, "--timeout", "80"])
         assert cli.main() == 1
-        assert time.monotonic() - started < 150
     finally:
         hung.resume()
     found = json.loads(capsys.readouterr().out)
     silent, *_ = [f for f in found["findings"] if f["check"] == "answer"]
-    assert silent["found"] == "no answer within 40 s"
+    assert silent["found"] == "no answer within 80 s"
     (well,) = [f for f in found["findings"] if f["check"] == "run folder"]
     assert len(silent["nodes"]) == len(well["nodes"]) == 1
     assert silent["nodes"] != well["nodes"]
