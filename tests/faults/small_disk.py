@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,9 +44,10 @@ class SmallDisk:
 def small_disk(inside: Path, mebibytes: int) -> Iterator[SmallDisk]:
     """A disk of this size; the test is skipped where one may not be mounted."""
     inside.mkdir()
-    mount = f"mount -t tmpfs -o size={mebibytes}m tmpfs {inside} && echo ready && exec sleep 3600"
+    mount = f"mount -t tmpfs -o size={mebibytes}m tmpfs {inside} && echo ready && read _"
     process = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -57,7 +57,6 @@ def small_disk(inside: Path, mebibytes: int) -> Iterator[SmallDisk]:
         said = process.stdout.readline().strip()
         if said != "ready":
             pytest.skip(f"NO FULL DISK WAS TRIED: a disk cannot be mounted here ({said})")
-        time.sleep(0.05)
         yield SmallDisk(process, inside)
     finally:
         process.kill()

@@ -24,7 +24,7 @@ _COMMAND = (
 QUICK = ("--methods", "weight_averaging")
 """Experts, reference rows and a merge: no search."""
 SEARCHED = ("--methods", "doge_ta")
-PATIENCE = 240.0
+PATIENCE = 480.0
 
 
 class SmallRun:
@@ -73,10 +73,9 @@ class SmallRun:
 
     def wait_for_log(self, words: str) -> None:
         """Wait until the log says something, since its last beginning."""
-        began = self.log().count("results go to")
         self.wait_for(
             lambda: (
-                self.log().count("results go to") > began
+                self.log().count("results go to") > self._before
                 and words in self.log().rpartition("results go to")[2]
             )
         )
@@ -121,7 +120,7 @@ def kill_driver(run: SmallRun) -> None:
     Ray's agents, which do nothing without the others, take minutes over it, and are ended here.
     """
     family = run.family()
-    agents = [one for one in family if "Agent" in " ".join(one.cmdline())]
+    agents = [one for one in family if "Agent" in command_of(one)]
     run.send(signal.SIGKILL)
     run.output()
     nothing_left([one for one in family if one not in agents])
@@ -130,10 +129,17 @@ def kill_driver(run: SmallRun) -> None:
             agent.kill()
 
 
-def nothing_left(family: Sequence[psutil.Process], seconds: float = 40.0) -> None:
+def command_of(process: psutil.Process) -> str:
+    """What a process was started with; nothing, where it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def nothing_left(family: Sequence[psutil.Process], seconds: float = 120.0) -> None:
     """Assert that processes end within a while; the rest are killed."""
     _, alive = psutil.wait_procs(list(family), timeout=seconds)
-    told = [" ".join(process.cmdline())[:80] for process in alive if process.is_running()]
+    told = [command_of(process)[:80] for process in alive if process.is_running()]
     for process in alive:
         process.kill()
     assert not told, f"left behind: {told}"

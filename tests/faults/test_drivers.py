@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,10 +27,10 @@ def test_a_run_that_is_ended_again_and_again_has_the_same_numbers(
 ) -> None:
     run = SmallRun(tmp_path)
     run.start().wait_for(lambda: bool(list((tmp_path / "experts").glob("*/manifest.json"))))
-    family, began = run.family(), time.monotonic()
+    family = run.family()
     run.send(signal.SIGTERM)
     output = run.end(143)
-    assert time.monotonic() - began < 30
+    assert "✓ report" not in run.log()  # it does not finish first
     assert output.splitlines()[-1] == ("interrupted by SIGTERM; the same command goes on from here")
     assert "ended by Stopped: SIGTERM" in run.log()
     nothing_left(family)
