@@ -25,7 +25,7 @@ def test_every_item_is_worked_on_once(threads: int, most: int | None) -> None:
 
 def test_lanes_compute_on_one_thread_and_side_by_side() -> None:
     torch.set_num_threads(3)
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=120)
     seen = []
 
     def work(_item: int) -> None:
@@ -56,7 +56,7 @@ def test_lanes_may_be_entered_from_several_threads() -> None:
     with lanes():
         pass
     before = blas_threads()
-    inside, left = threading.Barrier(2, timeout=10), threading.Event()
+    inside, left = threading.Barrier(2, timeout=120), threading.Event()
 
     def first() -> None:
         with lanes():
@@ -67,7 +67,7 @@ def test_lanes_may_be_entered_from_several_threads() -> None:
         running = pool.submit(first)
         with lanes():
             inside.wait()
-            assert left.wait(10)
+            assert left.wait(120)
             assert set(blas_threads()) == {1}
         running.result()
     assert blas_threads() == before

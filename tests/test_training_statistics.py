@@ -358,7 +358,7 @@ def test_nobody_waits_for_one_that_hangs_over_the_same(tmp_path: Path, spec: Sta
 
     def hang(_done: int, _all: int) -> None:
         hangs.set()
-        goes_on.wait(60)
+        goes_on.wait(500)
 
     def collect_here(report: Report | None = None) -> threading.Thread:
         arguments = (tmp_path, spec, VISION, VISION.base_path())
@@ -369,15 +369,16 @@ def test_nobody_waits_for_one_that_hangs_over_the_same(tmp_path: Path, spec: Sta
         return thread
 
     first = collect_here(hang)
-    assert hangs.wait(30)
+    assert hangs.wait(200)
     second = collect_here()
-    second.join(30)
+    second.join(200)
     assert not second.is_alive()
     path = statistics_file(spec, tmp_path)
     assert path is not None
     written = path.read_bytes()
     goes_on.set()
-    first.join(30)
+    first.join(200)
+    assert not first.is_alive()
     assert path.read_bytes() == written
 
 

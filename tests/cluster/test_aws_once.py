@@ -96,7 +96,7 @@ class Aws:
             env={"PATH": f"{self._folder}:/usr/bin:/bin", **variables},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
         )
 
 

@@ -27,7 +27,7 @@ def small_hub(hub_id: str, folder: Path, busy: int = 0) -> Iterator[tuple[str, l
         The address, and the requests as they come in.
     """
     requests: list[str] = []
-    refusals = [busy]
+    refusals = iter(range(busy))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -70,8 +70,7 @@ def small_hub(hub_id: str, folder: Path, busy: int = 0) -> Iterator[tuple[str, l
             if not file.is_file():
                 self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
                 return
-            if file.suffix == ".parquet" and refusals[0] > 0:
-                refusals[0] -= 1
+            if file.suffix == ".parquet" and next(refusals, None) is not None:
                 self._json({"error": "Too many requests"}, 429, {"Retry-After": "0"})
                 return
             content = file.read_bytes()

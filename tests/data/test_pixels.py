@@ -153,7 +153,7 @@ def test_encoded_images_after_a_fork(split: PreparedSplit) -> None:
     images = EncodedImages(split, np.arange(12), 16, threads=2)
     process = multiprocessing.get_context("fork").Process(target=_compare, args=(images, images[:]))
     process.start()
-    process.join(30)
+    process.join(300)
     assert process.exitcode == 0
 
 

@@ -434,7 +434,7 @@ def test_a_piped_plan_and_a_bad_description(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "experiments.full_repro", *arguments],
-            capture_output=True, text=True, check=False, timeout=100,
+            capture_output=True, text=True, check=False, timeout=400,
             env={**os.environ, "COLUMNS": "80", "APGD_CACHE": str(tmp_path)},
         )  # fmt: skip
 
