@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from torch import Tensor
 
 import tune  # noqa: F401 - sets what Ray reads when a test imports it
 from apgd.checkpoints import load_weights, save_weights
+
+# Ray starts its workers with a niceness of 15: beside tests that compute they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
