@@ -124,9 +124,11 @@ def test_databases(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     assert (tmp_path / "run" / "studies.db.damaged").exists()
     from tune.tracking import synchronise
 
+    with pytest.raises(InputError, match="not a database"):
+        synchronise(replace(experiment, tracking_uri=f"sqlite:///{tmp_path}/given.db"))
     plant(tmp_path / "run" / "mlflow.db")
-    with pytest.raises(Exception, match="not a database"):
-        synchronise(experiment)
+    synchronise(experiment)
+    assert (tmp_path / "run" / "mlflow.db.damaged").exists()
 
 
 def test_what_is_inside_of_a_database_of_studies(tmp_path: Path) -> None:

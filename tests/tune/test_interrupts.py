@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -20,6 +20,15 @@ def as_ray_does(act: Callable[[], object]) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """No signal is ignored, as SIGHUP is where the tests were started with `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_in_the_middle_of_a_call_of_rays(number: signal.Signals, status: int) -> None:
     with interrupts.noted():
