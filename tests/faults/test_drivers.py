@@ -36,12 +36,13 @@ def test_a_run_that_is_ended_again_and_again_has_the_same_numbers(
     nothing_left(family)
     survived(_TERMINATED)
 
-    run.start().wait_for_log("")
-    family = run.family()
+    run.start().wait_for_log("✓ data")
+    run.send(signal.SIGSTOP)  # so that it is not at its end before the second one is refused
     second = SmallRun(tmp_path).start()
     assert "a run folder serves one process at a time" in second.end(2)
     assert "another process was refused" in run.log()
     survived(_TWO)
+    run.send(signal.SIGCONT)
     run.wait_for(lambda: bool(list((tmp_path / "run").glob("records/evaluation/*.json"))))
     family = run.family()
     assert run.process is not None

@@ -353,13 +353,13 @@ def test_every_node_of_a_cluster_is_looked_at_and_one_that_hangs_is_a_row(
     hung = max(raylets, key=lambda p: p.create_time())
     hung.suspend()
     try:
-        monkeypatch.setattr(sys, "argv", [*command, "--timeout", "80"])
+        monkeypatch.setattr(sys, "argv", [*command, "--timeout", "50"])
         assert cli.main() == 1
     finally:
         hung.resume()
     found = json.loads(capsys.readouterr().out)
     silent, *_ = [f for f in found["findings"] if f["check"] == "answer"]
-    assert silent["found"] == "no answer within 80 s"
+    assert silent["found"] == "no answer within 50 s"
     (well,) = [f for f in found["findings"] if f["check"] == "run folder"]
     assert len(silent["nodes"]) == len(well["nodes"]) == 1
     assert silent["nodes"] != well["nodes"]
