@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 from apgd.files import sha256_path
+from tests.signals import heard
 from tune.records import Kind, RecordStore
 
 _COMMAND = (
@@ -51,14 +52,15 @@ class SmallRun:
         self._before = self.log().count("results go to")
         # Not a pipe, which would last as long as the last of Ray's processes.
         self._printed = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [*self._command, *more],
-            cwd=self.folder,
-            stdout=self._printed,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "COLUMNS": "250", **environment},
-            start_new_session=True,
-        )
+        with heard():
+            self.process = subprocess.Popen(
+                [*self._command, *more],
+                cwd=self.folder,
+                stdout=self._printed,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "COLUMNS": "250", **environment},
+                start_new_session=True,
+            )
         return self
 
     def wait_for(self, condition: Callable[[], bool]) -> None:

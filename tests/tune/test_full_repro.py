@@ -21,6 +21,7 @@ from apgd.finetune import ExpertSpec, expert_spec, find_expert, finetune
 from apgd.suites import FinetuneSettings, suites
 from experiments import full_repro
 from tests.faults.held_worker import HeldWorker, Hold
+from tests.signals import heard
 from tune.cluster import plan, ray_session
 from tune.evaluators import Evaluator, Purpose, ScoreJob, Workload
 from tune.experiment import Experiment
@@ -33,15 +34,16 @@ LOCAL = ["--address", "local", "--cpus", "2"]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *LOCAL, "--run-dir", "run", "--experts-dir", "experts", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-        start_new_session=True,
-    )
+    with heard():
+        return subprocess.Popen(
+            [*COMMAND, *LOCAL, "--run-dir", "run", "--experts-dir", "experts", *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "COLUMNS": "200"},
+            start_new_session=True,
+        )
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -2,11 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
+from tests.signals import heard
 from tune import interrupts
 from tune.causes import cause_of
 from tune.head import HeadLostError
@@ -20,22 +21,13 @@ def as_ray_does(act: Callable[[], object]) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.fixture
-def heard() -> Iterator[None]:
-    """No signal is ignored, as SIGHUP is where the tests were started with `nohup`."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_in_the_middle_of_a_call_of_rays(number: signal.Signals, status: int) -> None:
-    with interrupts.noted():
+    with heard(), interrupts.noted():
         with pytest.raises(KeyboardInterrupt) as plain:
             as_ray_does(lambda: os.kill(os.getpid(), number))
         assert str(cause_of(plain.value)) == number.name
-    with pytest.raises(Stopped) as stopped, interrupts.noted():
+    with pytest.raises(Stopped) as stopped, heard(), interrupts.noted():
         as_ray_does(lambda: os.kill(os.getpid(), number))
     assert stopped.value.status == status
 
