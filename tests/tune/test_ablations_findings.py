@@ -63,6 +63,23 @@ def test_every_ablation_says_what_it_found_and_scores_nothing_twice(
     assert (repeated.csv(name), repeated.sentence) == (finding.csv(name), finding.sentence)
 
 
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("tasks", ("Weight averaging", "Task arithmetic", "Ties-Merging", "DOGE TA")),
+        ("solver", ("Exact", "Adam", "published, 0.07")),
+        ("eta", ("mean over tasks", "single tasks", "published, 0.07")),
+    ],
+)
+def test_a_figure_names_its_lines(name: str, entries: tuple[str, ...], tmp_path: Path) -> None:
+    figure = done(bench(tmp_path, **SMALL)[0], name).figure
+    assert figure is not None
+    (drawing,) = figure.plot.drawings
+    for svg in (figure.svg, drawing.wide, drawing.narrow):
+        for entry in entries:
+            assert f">{entry}</text>" in svg
+
+
 def test_a_larger_budget_scores_only_what_is_new(tmp_path: Path) -> None:
     names = ("tasks", "order")
     few, _ = bench(tmp_path, **SMALL)

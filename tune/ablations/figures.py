@@ -8,6 +8,7 @@ from math import log10
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from apgd.statistics import Interval
 from tune.report.canvas import (
@@ -26,10 +27,11 @@ from tune.report.formatting import number
 from tune.report.palette import LIGHT, PLACEHOLDERS, Palette
 
 _WIDE, _NARROW = 1100, 350
-_TOP, _FOOT, _ROW, _CURVE = 34, 48, 25, 260
+_TOP, _FOOT, _ROW, _CURVE, _KEY_LINE = 34, 48, 25, 260, 18
+_AXIS, _RIGHT, _SAMPLE = 46.0, 18.0, 46.0
 LOOKS = (("accent", "o"), ("second", "s"), ("third", "^"), ("quiet", "D"), ("ink", "v"))
 """Colour and mark of each series; no two share either."""
-MARKS = {"o": "discs", "s": "squares", "^": "triangles", "D": "diamonds", "v": "wedges"}
+_DASHED = (0, (4, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,17 @@ class Illustration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One entry of a panel's key: a name, and a line that is drawn as its series is."""
+
+    title: str
+    colour: str
+    """Its role in the palette."""
+    dashed: bool = False
+    mark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """One pair of axes."""
 
@@ -51,6 +64,8 @@ class Panel:
     draw: Callable[[Axes, Palette], None]
     rows: tuple[str, ...] = ()
     """Labels of rows, the first on top; none where the panel has a vertical scale."""
+    key: tuple["Sample", ...] = ()
+    """What is what, written below the axes."""
 
 
 def illustrate(name: str, caption: str, alt: str, panels: Sequence[Panel]) -> Illustration:
@@ -78,19 +93,20 @@ def illustrate(name: str, caption: str, alt: str, panels: Sequence[Panel]) -> Il
 
 def _figure(panels: Sequence[Panel], palette: Palette, width: int, per_line: int) -> Figure:
     lines = [panels[start : start + per_line] for start in range(0, len(panels), per_line)]
-    heights = [_TOP + max(panel.height for panel in line) + _FOOT for line in lines]
+    room = width / per_line - _AXIS - _RIGHT
+    heights = [_TOP + max(_below_title(panel, room) for panel in line) + _FOOT for line in lines]
     height, top = sum(heights), 0.0
     figure = new_figure(width, height)
     for line, taken in zip(lines, heights, strict=True):
         column = width / len(line)
         for place, panel in enumerate(line):
-            names, labels = fit_labels(panel.rows, 0.58 * column) if panel.rows else ([], 46.0)
+            names, labels = fit_labels(panel.rows, 0.58 * column) if panel.rows else ([], _AXIS)
             left = place * column + labels
             axes = figure.add_axes(
                 (
                     left / width,
                     (height - top - _TOP - panel.height) / height,
-                    (column - labels - 18) / width,
+                    (column - labels - _RIGHT) / width,
                     panel.height / height,
                 )
             )
@@ -104,8 +120,53 @@ def _figure(panels: Sequence[Panel], palette: Palette, width: int, per_line: int
                 axes.set_yticks(range(len(names)))
                 axes.set_yticklabels(names, parse_math=False, color=palette.ink, size=TEXT)
                 axes.set_ylim(len(names) - 0.4, -0.6)
+            _write_key(axes, panel, palette, room)
         top += taken
     return figure
+
+
+def _below_title(panel: Panel, room: float) -> float:
+    """Height of axes and key, in points."""
+    lines = -(-len(panel.key) // _key_columns(panel, room)) if panel.key else 0
+    return panel.height + _KEY_LINE * lines
+
+
+def _key_columns(panel: Panel, room: float) -> int:
+    """How many entries of the key stand beside each other in `room` points."""
+    widths = [_SAMPLE + 0.57 * SMALL * len(sample.title) for sample in panel.key]
+    for count in range(len(widths), 1, -1):
+        columns = np.array_split(widths, count)  # as matplotlib fills them
+        if sum(column.max() for column in columns) <= room + _RIGHT:
+            return count
+    return 1
+
+
+def _write_key(axes: Axes, panel: Panel, palette: Palette, room: float) -> None:
+    if not panel.key:
+        return
+    samples = [
+        Line2D(
+            [],
+            [],
+            color=getattr(palette, sample.colour),
+            linestyle=_DASHED if sample.dashed else "-",
+            linewidth=1.4,
+            marker=sample.mark,
+            markersize=5.5,
+        )
+        for sample in panel.key
+    ]
+    axes.legend(
+        samples,
+        [sample.title for sample in panel.key],
+        loc="upper left",
+        bbox_to_anchor=(-8 / room, -(_FOOT - 4) / panel.height),
+        ncols=_key_columns(panel, room),
+        frameon=False,
+        borderaxespad=0,
+        fontsize=SMALL,
+        labelcolor=palette.ink,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,18 +251,20 @@ def curves(
     label: str,
     log: bool,
     faint: Sequence[Sequence[float]] = (),
+    faint_title: str = "",
     marked: float | None = None,
 ) -> Panel:
-    """Curves with an error bar at every value.
+    """Curves with an error bar at every value, and a key where there is more than one line.
 
     Args:
-        title: of the panel.
+        title: of the panel, which says what is on the vertical axis, and its unit.
         scale: the values, ascending; on a logarithmic scale 0 stands one step before the others.
         shown: the curves, with one interval per value.
         label: of the horizontal axis.
         log: whether the scale is logarithmic.
         faint: thin lines behind them, as shares.
-        marked: a value that a dashed line marks.
+        faint_title: what these are.
+        marked: the published value, which a dashed line marks.
     """
     places = _places(scale, log)
     closest = min((b - a for a, b in pairwise(places)), default=1.0)
@@ -212,7 +275,7 @@ def curves(
         axes.grid(axis="x", visible=False)
         if marked is not None:
             at = places[list(scale).index(marked)]
-            axes.axvline(at, color=palette.muted, linewidth=1.2, dashes=(4, 3), zorder=1)
+            axes.axvline(at, color=palette.muted, linewidth=1.2, linestyle=_DASHED, zorder=1)
         for line in faint:
             axes.plot(places, 100 * np.asarray(line), color=palette.quiet, linewidth=1, alpha=0.45)
         for index, curve in enumerate(shown):
@@ -228,7 +291,12 @@ def curves(
         axes.locator_params(axis="y", nbins=6)
         axes.set_xlabel(label, size=SMALL, parse_math=False)
 
-    return Panel(title=title, height=_CURVE, draw=draw)
+    key = [Sample(title=c.title, colour=c.look[0], mark=c.look[1]) for c in shown]
+    if faint:
+        key.append(Sample(title=faint_title, colour="quiet"))
+    if marked is not None:
+        key.append(Sample(title=f"published, {number(marked)}", colour="muted", dashed=True))
+    return Panel(title=title, height=_CURVE, draw=draw, key=tuple(key) if len(key) > 1 else ())
 
 
 def _places(scale: Sequence[float], log: bool) -> list[float]:

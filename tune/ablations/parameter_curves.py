@@ -112,18 +112,18 @@ def _find(name: str, bench: Bench) -> Finding:
     figure = illustrate(
         name,
         f"Validation accuracy over {name} ({declared.meaning}); everything else as published. "
-        "Mean over tasks with 95 % interval; thin lines: the tasks; dashed line: the published "
-        "value.",
+        "Mean over tasks with 95 % interval.",
         f"A curve of validation accuracy over {len(chosen)} values of {name}; the table has the "
         "values.",
         [
             curves(
-                "Mean over tasks",
+                "Validation accuracy (%)",
                 list(chosen),
-                [Curve(title="mean", values=tuple(values.values()))],
+                [Curve(title="mean over tasks", values=tuple(values.values()))],
                 label=name,
                 log=True,
                 faint=[[value.estimate for value in line] for line in by_task.values()],
+                faint_title="single tasks",
                 marked=published,
             )
         ],

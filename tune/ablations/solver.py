@@ -88,13 +88,12 @@ def _find(bench: Bench) -> Finding:
     )
     figure = illustrate(
         "solver",
-        "Left: validation accuracy over η; blue discs: exact solver, red squares: Adam; dashed "
-        "line: the published η. Right: exact minus Adam on test data.",
+        "Validation accuracy over η, and exact minus Adam on test data, with 95 % intervals.",
         "Validation accuracy of both solvers over η, and their difference on test data; the table "
         "has the values.",
         [
             curves(
-                "Validation",
+                "Validation accuracy (%)",
                 etas(bench),
                 [
                     Curve(

@@ -19,7 +19,7 @@ from apgd.paired import Comparison, compare_all
 from apgd.ranking import holm
 from apgd.statistics import LEVEL, Interval, accuracy, relative
 from tune.ablations.bench import Bench, Merge, Wanted
-from tune.ablations.figures import LOOKS, MARKS, Curve, curves, illustrate
+from tune.ablations.figures import LOOKS, Curve, curves, illustrate
 from tune.ablations.finding import Ablation, Finding, Point, PValues, against_the_paper
 from tune.ablations.settings import SUBJECT
 from tune.evaluators import Purpose
@@ -136,7 +136,6 @@ def _find(bench: Bench) -> Finding:
 
     titles = {method: methods[method].title for method in chosen}
     looks = _looks(chosen, subject)
-    legend = "; ".join(f"{MARKS[looks[m][1]]}: {titles[m]}" for m in chosen)
 
     def drawn(values: Mapping[Key, Interval]) -> list[Curve]:
         return [
@@ -163,7 +162,7 @@ def _find(bench: Bench) -> Finding:
     figure = illustrate(
         "tasks",
         f"Mean test accuracy over the number of merged tasks, with 95 % intervals: over subsets, "
-        f"and for all {everything} over examples and seeds. {legend}.",
+        f"and for all {everything} over examples and seeds.",
         "Accuracy of each method over the number of merged tasks; the table has the values.",
         panels,
     )
