@@ -33,15 +33,15 @@ from experiments.search_rates import PROCESSES, CpuMeter
 from tune.cluster import ray_session
 from tune.evaluators import Workload
 from tune.records import Kind, RecordStore
-from tune.rungs import Judged, RungResult, Rungs
-from tune.sampling import Outcome, Sampling
-from tune.search import run_searches
-from tune.searches import trial_record
-from tune.seen import MOST
-from tune.studies import Params, Study
+from tune.search.rungs import Judged, RungResult, Rungs
+from tune.search.sampling import Outcome, Sampling
+from tune.search.seen import MOST
+from tune.search.stage import trial_record
+from tune.search.studies import Params, Study
+from tune.search.trials import Trial, rungs_done, write_rungs
+from tune.search.tuner import run_searches
 from tune.tracking import MlflowCopy
-from tune.trials import Trial, rungs_done, write_rungs
-from tune.worker_process import Shared
+from tune.workers.process import Shared
 
 _TRACKED = 50  # records that are sent to MLflow to see what one takes
 _TARGET = 5.0  # milliseconds of the driver for each trial
@@ -97,7 +97,7 @@ class AnsweringWorker:
     def score_trial(
         self, shared: Shared, study: int, number: int, params: Params, rung: int
     ) -> tuple[float, ...]:
-        """As `tune.worker_process.Worker.score_trial`, down to the file of the rung."""
+        """As `tune.workers.process.Worker.score_trial`, down to the file of the rung."""
         trial = Trial(shared.studies[study], shared.keys[study], number, tuple(params.items()))
         run_dir = shared.workload.run_dir
         result = self._made_up[number % len(self._made_up)][rung]

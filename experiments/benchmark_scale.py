@@ -42,11 +42,11 @@ from tune.cluster import Cluster, ray_session
 from tune.experiment import Experiment
 from tune.planning.schedule import divisible_bound, in_turn, lower_bound
 from tune.records import Kind, Record, RecordStore, Variant
-from tune.sampling import Outcome, Sampling, distribution
-from tune.search import run_searches
-from tune.searches import studies_of
-from tune.studies import Study
-from tune.worker_pool import Job, WorkerPool
+from tune.search.sampling import Outcome, Sampling, distribution
+from tune.search.stage import studies_of
+from tune.search.studies import Study
+from tune.search.tuner import run_searches
+from tune.workers.pool import Job, WorkerPool
 
 _NODES = (1, 2, 4, 8)
 _TARGET = 0.85

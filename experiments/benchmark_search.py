@@ -47,16 +47,16 @@ from tune.experiment import Experiment, check, merged_rank
 from tune.experts import prepare_data, train_experts
 from tune.progress import Display
 from tune.records import RecordStore
-from tune.rungs import RungResult, Rungs
-from tune.sampling import Outcome
-from tune.search import run_searches
-from tune.searches import bases_bytes, shared_bases, study_key, trial_record
+from tune.search.rungs import RungResult, Rungs
+from tune.search.sampling import Outcome
+from tune.search.stage import bases_bytes, shared_bases, study_key, trial_record
+from tune.search.storage import open_storage
+from tune.search.studies import Study
+from tune.search.trials import Trial, rungs_done
+from tune.search.tuner import run_searches
 from tune.stages import make_workload
-from tune.storage import open_storage
-from tune.studies import Study
-from tune.trials import Trial, rungs_done
-from tune.worker_pool import WorkerPool
-from tune.worker_process import Shared
+from tune.workers.pool import WorkerPool
+from tune.workers.process import Shared
 
 _MANY = 1_000_000
 _IN_FULL = Rungs(shares=(1.0, 1.0, 1.0), narrowing=1, reduction=1)
@@ -262,7 +262,7 @@ def _measured(
     label: str,
     started: float,
 ) -> Measured:
-    """Run a study as `tune.searches` does, with its files and its database."""
+    """Run a study as `tune.search.stage` does, with its files and its database."""
     store = RecordStore(experiment.folder)
     key = study_key(study, workload)
     sampling = TimedSampling(

@@ -14,8 +14,8 @@ from tune.experiment import Experiment
 from tune.planning.plan import plan_of
 from tune.planning.work import rung_plans
 from tune.records import Kind, RecordStore
-from tune.searches import studies_of
-from tune.studies import Study
+from tune.search.stage import studies_of
+from tune.search.studies import Study
 
 RECORDED = Path(__file__).parent / "recorded_durations.json"
 """Durations of a real run, see `recorded`."""

@@ -9,7 +9,7 @@ from typing import Self
 
 import psutil
 
-from tune.rungs import RungResult, Setting
+from tune.search.rungs import RungResult, Setting
 
 PROCESSES = {
     "trials": ("ray::MergeTrial", "ray::ResourceTrainable"),

@@ -24,7 +24,7 @@ class Naps:
 
 
 class SleepingWorker:
-    """Takes the place of `tune.remote_worker.RemoteWorker`.
+    """Takes the place of `tune.workers.remote.RemoteWorker`.
 
     Args:
         threads: as there; of no use here.

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from experiments.search_rates import Counts, time_split
-from tune.rungs import RungResult
-from tune.sampling import Outcome, Sampling
-from tune.studies import Params, Study
+from tune.search.rungs import RungResult
+from tune.search.sampling import Outcome, Sampling
+from tune.search.studies import Params, Study
 
 
 class TimedSampling(Sampling):

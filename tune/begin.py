@@ -18,15 +18,15 @@ from tune.experts import (
     record_experts,
     train_experts,
 )
-from tune.introductions import own_code
 from tune.log import LOG_FILE
-from tune.objectives import Objective
-from tune.placement import Placement, place
 from tune.progress import Display
 from tune.records import RecordStore
+from tune.search.objectives import Objective
+from tune.search.storage import open_storage
 from tune.stages import make_workload
-from tune.storage import open_storage
 from tune.tracking import Tracker, synchronise
+from tune.workers.introductions import own_code
+from tune.workers.placement import Placement, place
 
 
 @dataclass(frozen=True)

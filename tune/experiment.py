@@ -25,10 +25,10 @@ from apgd.suites import FinetuneSettings, Suite, suites, with_tasks
 from apgd.task_vectors import TaskVectors
 from apgd.training_statistics import StatisticSettings
 from tune.log import LOG_FILE, append
-from tune.objectives import Objective
 from tune.references import EXPERTS, MULTI_TASK, PRETRAINED, REFERENCES
-from tune.rungs import Rungs
-from tune.studies import Sampler
+from tune.search.objectives import Objective
+from tune.search.rungs import Rungs
+from tune.search.studies import Sampler
 
 _TRACKING_SCHEMES = ("sqlite://", "postgresql://", "mysql://", "http://", "https://")
 _EXPERIMENT_FILE = "experiment.json"

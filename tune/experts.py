@@ -23,11 +23,11 @@ from apgd.suites import FinetuneSettings, Suite
 from apgd.training_statistics import statistic_spec, statistics_file
 from tune.evaluators import Statistic
 from tune.experiment import Experiment
-from tune.introductions import Introduction
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.references import MULTI_TASK
-from tune.worker_pool import Job, WorkerPool
+from tune.workers.introductions import Introduction
+from tune.workers.pool import Job, WorkerPool
 
 DataHashes = Mapping[tuple[str, str], str]
 """SHA-256 of the examples by task and split, or task and corruption."""

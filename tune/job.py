@@ -9,9 +9,9 @@ from tune.log import LOG_FILE
 from tune.manifest import Manifest, row_means
 from tune.planning.plan import show_plan
 from tune.report.console import as_rich
-from tune.searches import bases_bytes, search, studies_of
+from tune.search.stage import bases_bytes, search, studies_of
+from tune.search.storage import storage_url
 from tune.stages import evaluate, evaluation_jobs, measure_geometry, report
-from tune.storage import storage_url
 
 
 def run_experiment(experiment: Experiment, console: Console) -> None:

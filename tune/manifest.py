@@ -21,9 +21,9 @@ from apgd.suites import Suite
 from tune.begin import Begun, Made
 from tune.cluster import Cluster, plural
 from tune.evaluators import mean_score
-from tune.introductions import Introduction
 from tune.records import Kind, Record
 from tune.references import MULTI_TASK
+from tune.workers.introductions import Introduction
 
 _PACKAGES = (
     "apgd",

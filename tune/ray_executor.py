@@ -15,9 +15,9 @@ from apgd.execution import SPARE_BYTES
 from apgd.machine import free_memory
 from apgd.task_vectors import TaskVectors
 from tune.cluster import Cluster
-from tune.dispatch import Crew, Patience, Reference, Say
-from tune.introductions import own_identity
-from tune.worker_process import assigned_device
+from tune.workers.dispatch import Crew, Patience, Reference, Say
+from tune.workers.introductions import own_identity
+from tune.workers.process import assigned_device
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -17,9 +17,9 @@ from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.references import EXPERTS, MULTI_TASK, PRETRAINED
 from tune.report import Axis, Report, build_report, write_report
-from tune.searches import Searched
-from tune.studies import searched
-from tune.worker_pool import Job, WorkerPool
+from tune.search.stage import Searched
+from tune.search.studies import searched
+from tune.workers.pool import Job, WorkerPool
 
 _SAMPLES = 16
 # What a score depends on besides weights and data.

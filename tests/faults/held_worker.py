@@ -14,9 +14,9 @@ import psutil
 
 from apgd import TaskVectors
 from apgd.finetune import ExpertSpec
-from tune import worker_process
 from tune.evaluators import ScoreJob, Workload
-from tune.remote_worker import RemoteWorker
+from tune.workers import process as worker_process
+from tune.workers.remote import RemoteWorker
 
 Act = Callable[[psutil.Process], None]
 _HOLD = "hold"

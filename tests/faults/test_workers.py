@@ -22,12 +22,12 @@ from tests.faults.held_worker import HeldWorker, Hold
 from tests.faults.small_disk import small_disk
 from tune.causes import cause_of
 from tune.cluster import Cluster, ray_session
-from tune.dispatch import Patience
 from tune.evaluators import Evaluator, Purpose, ScoreJob, Workload
-from tune.introductions import Introduction, check_introduction, own_code, own_libraries
 from tune.records import Kind, Record, RecordStore, Variant
-from tune.worker_pool import Job, WorkerPool
-from tune.worker_process import Worker
+from tune.workers.dispatch import Patience
+from tune.workers.introductions import Introduction, check_introduction, own_code, own_libraries
+from tune.workers.pool import Job, WorkerPool
+from tune.workers.process import Worker
 
 pytestmark = pytest.mark.slow
 
@@ -353,7 +353,7 @@ def test_a_score_that_does_not_fit_is_tried_once_more_and_then_said(
     monkeypatch: pytest.MonkeyPatch,
     survived: Survived,
 ) -> None:
-    monkeypatch.setattr("tune.worker_process.assigned_device", lambda: "cpu")
+    monkeypatch.setattr("tune.workers.process.assigned_device", lambda: "cpu")
     answers, left = ZeroShotHead.answers, [2]
 
     def full(*arguments: Any) -> Any:

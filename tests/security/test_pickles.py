@@ -31,7 +31,7 @@ from tests.tune.synthetic_run import AXES, TITLES, write_run
 from tune.experiment import Experiment, check, run_id
 from tune.records import Kind, RecordStore
 from tune.report import build_report
-from tune.storage import open_storage
+from tune.search.storage import open_storage
 
 SUITE = suites["mini_vision"]
 TINY = FinetuneSettings(steps=2, batch_size=4, learning_rate=1e-4, checkpoint_every=1)

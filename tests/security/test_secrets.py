@@ -16,7 +16,7 @@ from tune.command import run_command
 from tune.experiment import Experiment, check
 from tune.job import run_experiment
 from tune.manifest import command_line
-from tune.storage import open_storage
+from tune.search.storage import open_storage
 
 SECRETS = {
     "HF_TOKEN": "hf_QmVyZ3ZlcnNlaG5zdWNodA",

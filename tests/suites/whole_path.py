@@ -10,21 +10,22 @@ from rich.console import Console
 
 from apgd.suites import Suite, suites
 from tune import experts as expert_stages
-from tune import stages, worker_process
+from tune import stages
 from tune.begin import Begun, Made
 from tune.cluster import Cluster
 from tune.experiment import Experiment, check, merged_rank
-from tune.introductions import Introduction
 from tune.manifest import Manifest, row_means
 from tune.progress import Display
 from tune.records import Record, RecordStore
 from tune.report import Report
-from tune.sampling import Outcome
-from tune.searches import Searched, trial_record
-from tune.studies import Study
-from tune.trials import Trial
-from tune.worker_pool import Job
-from tune.worker_process import Shared, Worker
+from tune.search.sampling import Outcome
+from tune.search.stage import Searched, trial_record
+from tune.search.studies import Study
+from tune.search.trials import Trial
+from tune.workers import process as worker_process
+from tune.workers.introductions import Introduction
+from tune.workers.pool import Job
+from tune.workers.process import Shared, Worker
 
 CLUSTER = Cluster(nodes=1, cpus=1, gpus=0, joined=False, workers=1, threads_per_worker=1)
 

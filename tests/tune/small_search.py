@@ -28,18 +28,20 @@ from apgd.data.reader import LeakError, SplitReader
 from apgd.files import write_json
 from apgd.methods import methods
 from apgd.task_vectors import Delta, TaskVectors, two_dimensional
-from tune import searches, worker_pool, worker_process
 from tune.cluster import Cluster
 from tune.evaluators import Purpose, ScoreJob, Workload
-from tune.judges import Ended, News, Order
 from tune.progress import Display
 from tune.records import RecordStore
-from tune.sampling import Sampling
-from tune.search import Finished, Studies
-from tune.searches import Searched
-from tune.studies import Study
-from tune.worker_pool import Job, WorkerPool
-from tune.worker_process import Shared, Worker
+from tune.search import stage
+from tune.search.judges import Ended, News, Order
+from tune.search.sampling import Sampling
+from tune.search.stage import Searched
+from tune.search.studies import Study
+from tune.search.tuner import Finished, Studies
+from tune.workers import pool as worker_pool
+from tune.workers import process as worker_process
+from tune.workers.pool import Job, WorkerPool
+from tune.workers.process import Shared, Worker
 
 TASKS = ("apples", "pears", "plums")
 UNSEEN = ("figs",)
@@ -273,14 +275,14 @@ def run_here(
     folder: Path, studies: Sequence[Study], patch: pytest.MonkeyPatch, *, bases: bool = False
 ) -> list[Searched]:
     """The search stage in this process, without Ray."""
-    patch.setattr(searches, "run_searches", in_turn)
+    patch.setattr(stage, "run_searches", in_turn)
     if bases:
         node = {"Alive": True, "Resources": {"object_store_memory": 1e9}}
-        patch.setattr(searches.ray, "nodes", lambda: [node])
-        patch.setattr(searches.ray, "put", lambda found: found)
+        patch.setattr(stage.ray, "nodes", lambda: [node])
+        patch.setattr(stage.ray, "put", lambda found: found)
         patch.setattr(worker_process.ray, "get", lambda found: found)
     else:
-        patch.setattr(searches, "shared_bases", lambda *_arguments: {})
+        patch.setattr(stage, "shared_bases", lambda *_arguments: {})
     return search_with(Here(patch), folder, studies)
 
 
@@ -288,7 +290,7 @@ def search_with(pool: Any, folder: Path, studies: Sequence[Study]) -> list[Searc
     experiment: Any = SimpleNamespace(folder=folder / "run", storage=None)
     suite: Any = Orchard(folder)
     with Display(Console(quiet=True), folder / "said.log") as display:
-        return searches.search_studies(
+        return stage.search_studies(
             studies, experiment, suite, workload_of(folder), pool,
             RecordStore(folder / "run"), display,
         )  # fmt: skip

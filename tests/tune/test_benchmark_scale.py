@@ -11,7 +11,7 @@ from experiments.benchmark_scale import LongSearch, Stage, ratio, unscaled_ratio
 from experiments.reproductions import Case, case_of, recorded
 from experiments.sleeping_worker import Naps, score
 from tune.planning.schedule import lower_bound
-from tune.studies import Study
+from tune.search.studies import Study
 
 NAPS = Naps((((1.0, 2.0, 4.0), (0.5,)),))
 

@@ -22,9 +22,9 @@ from experiments.search_rates import (
     within,
 )
 from experiments.timed_search import TimedSampling
-from tune.rungs import Judged, RungResult, Rungs, Setting
-from tune.sampling import Outcome
-from tune.studies import Study
+from tune.search.rungs import Judged, RungResult, Rungs, Setting
+from tune.search.sampling import Outcome
+from tune.search.studies import Study
 
 State = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ import ray
 
 from apgd import InputError
 from tune.cluster import ray_session
-from tune.dispatch import Crew, Patience, Running
+from tune.workers.dispatch import Crew, Patience, Running
 
 
 class Doer:

@@ -14,7 +14,7 @@ from apgd.masking import without_credentials
 from apgd.suites import suites
 from tune.experiment import Experiment, check, exclusive, run_id
 from tune.experts import training_budget
-from tune.introductions import Introduction
+from tune.workers.introductions import Introduction
 
 
 @pytest.mark.parametrize(

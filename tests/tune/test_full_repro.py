@@ -27,7 +27,7 @@ from tune.evaluators import Evaluator, Purpose, ScoreJob, Workload
 from tune.experiment import Experiment
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.tracking import Tracker, synchronise
-from tune.worker_pool import Job, WorkerPool
+from tune.workers.pool import Job, WorkerPool
 
 COMMAND = [sys.executable, "-m", "experiments.full_repro", "--smoke"]
 LOCAL = ["--address", "local", "--cpus", "2"]

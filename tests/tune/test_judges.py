@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import ray
 
-from tune import judges
 from tune.cluster import ray_session
-from tune.judges import Ended, Judges, Loss, News, Order, Stuck
+from tune.search import judges
+from tune.search.judges import Ended, Judges, Loss, News, Order, Stuck
 
 
 @pytest.fixture(scope="module", autouse=True)

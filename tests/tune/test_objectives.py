@@ -9,7 +9,7 @@ import pytest
 
 from apgd.data import Split
 from apgd.data.reader import LeakError
-from tune.objectives import Objective, ValidationScores, objective_value
+from tune.search.objectives import Objective, ValidationScores, objective_value
 
 
 def scores(**fields: Any) -> ValidationScores:
@@ -56,7 +56,7 @@ def test_scores_of_another_split_are_refused(split: Any) -> None:
 def test_a_type_check_refuses_scores_of_the_test_split(tmp_path: Path) -> None:
     snippet = (
         "from apgd.data import Split\n"
-        "from tune.objectives import ValidationScores\n"
+        "from tune.search.objectives import ValidationScores\n"
         "ValidationScores(split=Split.VALIDATION, merged={})\n"
         "ValidationScores(split=Split.TEST, merged={})\n"
     )

@@ -15,15 +15,17 @@ from apgd import InputError
 from apgd.files import sha256_path, write_json
 from tests.tune.stub_worker import GIB, StubWorker
 from tune import cluster as clusters
-from tune import placement, worker_pool, worker_process
 from tune.cluster import Cluster, plan, scorers_per_gpu
-from tune.dispatch import Call
 from tune.evaluators import Evaluator
-from tune.introductions import Introduction, check_introduction, own_code, own_libraries
-from tune.placement import Placement
-from tune.sharing import Sharing
-from tune.trials import TrialScorer
-from tune.worker_pool import Job, WorkerPool
+from tune.search.trials import TrialScorer
+from tune.workers import placement
+from tune.workers import pool as worker_pool
+from tune.workers import process as worker_process
+from tune.workers.dispatch import Call
+from tune.workers.introductions import Introduction, check_introduction, own_code, own_libraries
+from tune.workers.placement import Placement
+from tune.workers.pool import Job, WorkerPool
+from tune.workers.sharing import Sharing
 
 
 @pytest.fixture(scope="module")

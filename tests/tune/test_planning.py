@@ -48,8 +48,8 @@ from tune.planning.work import (
     training_work,
 )
 from tune.records import Kind, Record, RecordStore, Variant
-from tune.searches import studies_of, study_key
-from tune.sharing import sharing_of
+from tune.search.stage import studies_of, study_key
+from tune.workers.sharing import sharing_of
 
 PLAN_LINE = re.compile(r"^ (?P<name>\S.*?)\s{2,}(?P<todo>\d+)\s+(?P<there>\d+)\s", re.MULTILINE)
 

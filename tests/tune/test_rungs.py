@@ -10,7 +10,7 @@ import pytest
 
 from apgd import InputError
 from apgd.methods import Value, methods
-from tune.rungs import Judged, RungResult, Rungs, Setting, bar, settings_at
+from tune.search.rungs import Judged, RungResult, Rungs, Setting, bar, settings_at
 
 DOGE = methods["doge_ta"]
 OWN = DOGE.parse({"basis_size": 4}).as_dict()  # 400 iterations, keep ratio 0.3

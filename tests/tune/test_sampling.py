@@ -18,14 +18,14 @@ from sqlalchemy import event
 from apgd.errors import InputError
 from apgd.methods import Limit, MethodParams, methods, parameter
 from tests.tune.small_search import Orchard, goes_on, small_study
-from tune import sampling, studies
-from tune import storage as storage_module
-from tune.objectives import Objective
-from tune.rungs import Rungs
-from tune.sampling import Outcome, Sampling, most_trials
-from tune.searches import _storage_name
-from tune.seen import Seen
-from tune.studies import Params, Sampler, Study
+from tune.search import sampling, studies
+from tune.search import storage as storage_module
+from tune.search.objectives import Objective
+from tune.search.rungs import Rungs
+from tune.search.sampling import Outcome, Sampling, most_trials
+from tune.search.seen import Seen
+from tune.search.stage import _storage_name
+from tune.search.studies import Params, Sampler, Study
 
 TWO = (Objective.ACCURACY, Objective.WORST_TASK)
 ALL = (*TWO, Objective.UNSEEN)
@@ -576,7 +576,7 @@ def test_a_stopped_trial_counts_as_what_it_would_have_come_to() -> None:
 def test_tpe_computes_with_what_optuna_would_read(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune.sampling.Seen", partial(Seen, most=most))
+    monkeypatch.setattr("tune.search.sampling.Seen", partial(Seen, most=most))
 
     def suggested() -> list[Params]:
         sampling = Sampling(Study("doge_ta", 0, 60, 128, 8, at_once=3), "one", None)
@@ -591,5 +591,5 @@ def test_tpe_computes_with_what_optuna_would_read(
         sampling.finish(number, Outcome(rungs=(value,) * 3, complete=True), {})
 
     fast = suggested()
-    monkeypatch.delattr("tune.sampling._Tpe._get_internal_repr")
+    monkeypatch.delattr("tune.search.sampling._Tpe._get_internal_repr")
     assert suggested() == fast

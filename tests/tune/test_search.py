@@ -24,18 +24,18 @@ from tests.tune.small_search import (
     small_study,
     workload_of,
 )
-from tune import sampling, search
 from tune.cluster import ray_session
-from tune.judges import Ended, Loss, News
-from tune.objectives import Objective
 from tune.progress import Display
-from tune.remote_worker import RemoteWorker
-from tune.rungs import Rungs
-from tune.sampling import Outcome, Sampling
-from tune.search import Studies, run_searches
-from tune.searches import _say_who_idles
-from tune.worker_pool import WorkerPool
-from tune.worker_process import Shared, Worker
+from tune.search import sampling, tuner
+from tune.search.judges import Ended, Loss, News
+from tune.search.objectives import Objective
+from tune.search.rungs import Rungs
+from tune.search.sampling import Outcome, Sampling
+from tune.search.stage import _say_who_idles
+from tune.search.tuner import Studies, run_searches
+from tune.workers.pool import WorkerPool
+from tune.workers.process import Shared, Worker
+from tune.workers.remote import RemoteWorker
 
 FEW = (("iterations", 16),)
 STUDIES = [
@@ -283,7 +283,7 @@ def test_losses_are_told_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     studies.answer(0, news(losses=losses, met={2: "north"}))
     studies.answer(0, news(losses=losses[:1], met={0: "south"}, refused={3: "west"}))
-    monkeypatch.setattr(search, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(tuner, "_QUIET_SECONDS", 0.0)
     for _ in range(3):
         studies.answer(0, news(refused={3: "west"}, down=[0, 1, 2, 3]))
     assert told == [
@@ -303,7 +303,7 @@ def test_losses_are_told_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_ends_where_no_worker_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_ALONE_SECONDS", 0.0)
+    monkeypatch.setattr(tuner, "_ALONE_SECONDS", 0.0)
     studies, _, _ = studies_of(Sampling(small_study(), "s"))
     assert studies.answer(0, news(down=[0])) == []
     assert studies.end is None
@@ -357,9 +357,8 @@ def test_a_run_says_what_keeps_its_workers_busy(capsys: pytest.CaptureFixture[st
 
 
 def test_processes_of_trials_import_nothing_that_computes() -> None:
-    listing = (
-        "import sys, tune.trial, tune.judges, tune.remote_worker; print('torch' in sys.modules)"
-    )
+    modules = "tune.search.process, tune.search.judges, tune.workers.remote"
+    listing = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", listing], capture_output=True, text=True, check=True
     )

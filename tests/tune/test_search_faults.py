@@ -21,11 +21,11 @@ from tests.tune.small_search import (
     small_pool,
     small_study,
 )
-from tune import search
 from tune.cluster import ray_session
-from tune.judges import Stuck
 from tune.records import Record, RecordStore
-from tune.worker_pool import WorkerPool
+from tune.search import tuner
+from tune.search.judges import Stuck
+from tune.workers.pool import WorkerPool
 
 STUDIES = [
     small_study("doge_ta", trials=8, published_params=(("iterations", 16),), at_once=3),
@@ -119,7 +119,7 @@ def test_processes_of_the_search_are_killed(
 def test_a_worker_that_stands_still_holds_nobody_up(
     pool: WorkerPool, folder: Path, whole: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "Stuck", lambda: Stuck(least=0.3, times=3))
+    monkeypatch.setattr(tuner, "Stuck", lambda: Stuck(least=0.3, times=3))
     fault(folder, "0-4-0.stop")
     try:
         found = found_in(search_with(pool, folder, STUDIES))

@@ -27,10 +27,10 @@ from tests.tune.small_search import (
     small_pool,
     small_study,
 )
-from tune import sampling, trials
 from tune.cluster import ray_session
 from tune.records import RecordStore
-from tune.studies import Sampler
+from tune.search import sampling, trials
+from tune.search.studies import Sampler
 
 STUDIES = [
     small_study("doge_ta", trials=9, at_once=3, published_params=(("iterations", 16),)),

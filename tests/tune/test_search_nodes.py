@@ -21,9 +21,9 @@ from tests.tune.small_search import (
     search_with,
     small_study,
 )
-from tune import worker_pool
 from tune.cluster import Cluster, ray_session
-from tune.worker_pool import WorkerPool
+from tune.workers import pool as worker_pool
+from tune.workers.pool import WorkerPool
 
 STUDIES = [
     small_study("doge_ta", trials=10, published_params=(("iterations", 16),)),

@@ -12,10 +12,10 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from tests.tune.small_search import small_study
-from tune import sampling
-from tune.sampling import Outcome, Sampling
-from tune.seen import MOST, Seen
-from tune.studies import Study
+from tune.search import sampling
+from tune.search.sampling import Outcome, Sampling
+from tune.search.seen import MOST, Seen
+from tune.search.studies import Study
 
 LINE = {"x": FloatDistribution(0.0, 1.0)}
 

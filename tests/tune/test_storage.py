@@ -20,7 +20,7 @@ from tests.tune.small_search import (
 )
 from tune import databases
 from tune.experiment import Experiment
-from tune.storage import open_storage
+from tune.search.storage import open_storage
 
 STUDIES = [small_study("doge_ta", trials=4, at_once=2), small_study("ties", seed=1, trials=4)]
 

@@ -26,14 +26,14 @@ from tests.tune.small_search import (
     small_study,
     workload_of,
 )
-from tune import searches, trials
 from tune.evaluators import Purpose
-from tune.objectives import Objective
-from tune.rungs import RungResult
-from tune.sampling import Outcome
-from tune.searches import trial_record
-from tune.studies import Params, Study
-from tune.trials import Trial, TrialScorer, rungs_done
+from tune.search import stage, trials
+from tune.search.objectives import Objective
+from tune.search.rungs import RungResult
+from tune.search.sampling import Outcome
+from tune.search.stage import trial_record
+from tune.search.studies import Params, Study
+from tune.search.trials import Trial, TrialScorer, rungs_done
 
 PUBLISHED: Params = {"eta": 0.07, "basis_size": 1, "learning_rate": 1e-4}
 OTHER: Params = {"eta": 0.4, "basis_size": 3, "learning_rate": 1e-3}
@@ -201,14 +201,14 @@ def test_the_search_stage_decomposes_once_for_all_studies(
 ) -> None:
     """Each expert's matrix once in all, by the workers' `decompose`, at the largest k."""
     asked: Counter[tuple[int, str, int]] = Counter()
-    original = searches.Job
+    original = stage.Job
 
     def job(method: str, arguments: tuple[Any, ...], *what: str) -> Any:
         _workload, seed, name, count = arguments
         asked[seed, name, count] += 1
         return original(method, arguments, *what)
 
-    monkeypatch.setattr(searches, "Job", job)
+    monkeypatch.setattr(stage, "Job", job)
     study = dataclasses.replace(STUDY, trials=3)
     both = [study, dataclasses.replace(study, seed=1), small_study("ties", trials=2)]
     run_here(folder, both, monkeypatch, bases=True)

@@ -23,7 +23,7 @@ from tune.experiment import check, merged_rank
 from tune.manifest import Manifest
 from tune.report.markdown import render_markdown
 from tune.report.page import render_page
-from tune.searches import bases_bytes
+from tune.search.stage import bases_bytes
 
 
 def run_ablations(settings: AblationSettings, console: Console) -> None:

@@ -10,9 +10,9 @@ from tune.evaluators import ScoreJob, Workload
 from tune.experiment import merged_rank
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore
-from tune.searches import search_studies, study_key
-from tune.studies import Study, best_trial
-from tune.worker_pool import Job, WorkerPool
+from tune.search.stage import search_studies, study_key
+from tune.search.studies import Study, best_trial
+from tune.workers.pool import Job, WorkerPool
 
 
 class NotDoneError(Exception):

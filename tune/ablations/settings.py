@@ -11,8 +11,8 @@ from apgd.errors import InputError
 from apgd.methods import methods
 from apgd.published import TOLERANCE
 from tune.experiment import Experiment
-from tune.objectives import Objective
 from tune.references import EXPERTS
+from tune.search.objectives import Objective
 
 SUBJECT = "doge_ta"
 """The method whose parts are taken away."""

@@ -96,8 +96,8 @@ def look(question: Question, name: str) -> Facts:
 def software() -> Software:
     """Versions of Python and of the packages that results depend on."""
     try:
-        import tune.worker_process  # noqa: F401 - to see that all is there that a worker needs
-        from tune.introductions import own_code
+        import tune.workers.process  # noqa: F401 - to see that all is there that a worker needs
+        from tune.workers.introductions import own_code
 
         code = own_code()
     except ImportError:

@@ -20,11 +20,11 @@ from apgd.training_statistics import StatisticSpec, statistic_spec
 from tune.evaluators import Workload
 from tune.experiment import Experiment
 from tune.experts import Experts, data_cells, model_specs, wanted_statistics
-from tune.objectives import Objective
 from tune.records import Kind, Record, RecordStore
-from tune.searches import study_key
+from tune.search.objectives import Objective
+from tune.search.stage import study_key
+from tune.search.studies import Study
 from tune.stages import make_workload
-from tune.studies import Study
 
 What = TypeVar("What")
 

@@ -1,8 +1,8 @@
 """Indivisible jobs on equal workers: who does what when, and the least that it can take.
 
-Jobs are handed out as `tune.dispatch` does it: each worker that becomes free takes the next one.
-With the longest jobs first that is at most 4/3 - 1/(3 m) times as long as the best there is on m
-workers (Graham, "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17, 1969).
+Jobs are handed out as `tune.workers.dispatch` does it: each worker that becomes free takes the next
+one. With the longest jobs first that is at most 4/3 - 1/(3 m) times as long as the best there is on
+m workers (Graham, "Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17, 1969).
 """
 
 import heapq

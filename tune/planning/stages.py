@@ -11,7 +11,6 @@ from tune.evaluators import ScoreJob
 from tune.experiment import Experiment
 from tune.experts import data_cells, wanted_models, wanted_statistics
 from tune.geometry import is_measured
-from tune.objectives import Objective
 from tune.planning.estimate import UNKNOWN, Basis, Estimate, calculated, measured, worst
 from tune.planning.found import Found, trials_of
 from tune.planning.machines import Machines
@@ -30,10 +29,11 @@ from tune.planning.work import (
 )
 from tune.records import Kind, Record, RecordStore, Variant
 from tune.references import MULTI_TASK, REFERENCES
-from tune.searches import Searched, studies_of, wanted_bases
-from tune.sharing import sharing_of
+from tune.search.objectives import Objective
+from tune.search.stage import Searched, studies_of, wanted_bases
+from tune.search.studies import Study, best_trial, judged_in_full
 from tune.stages import distinct_rows, evaluation_jobs, geometry_jobs
-from tune.studies import Study, best_trial, judged_in_full
+from tune.workers.sharing import sharing_of
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from apgd.suites import FinetuneSettings, Suite
 from apgd.training_statistics import StatisticSettings
 from tune.evaluators import Purpose, ScoreJob
 from tune.experiment import Experiment
-from tune.objectives import Objective
 from tune.planning.devices import UTILISATION, Device, processor_device
 from tune.references import ENSEMBLE, EXPERTS, REFERENCES
-from tune.rungs import Judged, RungResult, settings_at
-from tune.studies import Study
+from tune.search.objectives import Objective
+from tune.search.rungs import Judged, RungResult, settings_at
+from tune.search.studies import Study
 
 _BANDWIDTH_SHARE = 0.7
 """Of the peak, declared: what long reads reach on most devices."""

@@ -249,7 +249,7 @@ def test_the_command_on_this_machine(
 
 
 def test_the_doctor_compares_all_that_a_run_compares() -> None:
-    from tune.introductions import own_libraries
+    from tune.workers.introductions import own_libraries
 
     found = software()
     assert {("python", found.python), *found.packages} >= set(own_libraries())

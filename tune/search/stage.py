@@ -16,17 +16,17 @@ from apgd.suites import Suite
 from tune.cluster import plural
 from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
-from tune.introductions import own_identity
 from tune.progress import Display
 from tune.records import Kind, Record, RecordStore, Variant
-from tune.rungs import RungResult
-from tune.sampling import Outcome, Sampling, most_trials
-from tune.search import run_searches
-from tune.storage import open_storage
-from tune.studies import Study, best_trial, judged_in_full, searched
-from tune.trials import Trial, rungs_done
-from tune.worker_pool import Job, WorkerPool
-from tune.worker_process import Shared
+from tune.search.rungs import RungResult
+from tune.search.sampling import Outcome, Sampling, most_trials
+from tune.search.storage import open_storage
+from tune.search.studies import Study, best_trial, judged_in_full, searched
+from tune.search.trials import Trial, rungs_done
+from tune.search.tuner import run_searches
+from tune.workers.introductions import own_identity
+from tune.workers.pool import Job, WorkerPool
+from tune.workers.process import Shared
 
 _STORE_SHARE = 0.5
 """Singular vectors are shared where they take no more of the object store than this."""

@@ -33,9 +33,9 @@ from apgd.training_statistics import StatisticSpec, collect_to
 from tune.evaluators import Evaluator, ScoreJob, Workload
 from tune.experiment import run_id
 from tune.geometry import measure
-from tune.introductions import Introduction, own_code, own_identity, own_libraries
-from tune.studies import Study
-from tune.trials import Trial, TrialScorer
+from tune.search.studies import Study
+from tune.search.trials import Trial, TrialScorer
+from tune.workers.introductions import Introduction, own_code, own_identity, own_libraries
 
 Answer = TypeVar("Answer")
 Given = ParamSpec("Given")

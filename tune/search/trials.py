@@ -17,10 +17,10 @@ from apgd.shared_work import Bases, SharedWork
 from apgd.sweep import Trajectory
 from apgd.task_vectors import Delta
 from tune.evaluators import Evaluator, Purpose, ScoreJob, Workload
-from tune.objectives import Objective, ValidationScores, objective_value
 from tune.records import Variant
-from tune.rungs import Judged, RungResult, Setting, settings_at
-from tune.studies import Params, Study
+from tune.search.objectives import Objective, ValidationScores, objective_value
+from tune.search.rungs import Judged, RungResult, Setting, settings_at
+from tune.search.studies import Params, Study
 
 _TRAJECTORIES = 2
 """Trials whose merge is kept between rungs: one is scored while another waits for its verdict."""

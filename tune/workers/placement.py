@@ -14,11 +14,11 @@ import torch
 
 from apgd.suites import Suite
 from tune.cluster import Cluster, plural
-from tune.dispatch import Say
 from tune.experiment import Experiment
-from tune.introductions import Introduction
-from tune.sharing import Sharing, sharing_of
-from tune.worker_pool import WorkerPool
+from tune.workers.dispatch import Say
+from tune.workers.introductions import Introduction
+from tune.workers.pool import WorkerPool
+from tune.workers.sharing import Sharing, sharing_of
 
 _PREPARERS = 8
 

@@ -4,10 +4,10 @@ A suggestion is a function of its number and of the results of earlier trials: i
 last few before it (`Study.at_once`), whoever is faster, and its sampler has a seed of its own. So
 neither the number of workers nor an interruption changes what is suggested.
 
-Samplers see a copy of the study in memory (tune.seen). The study in the storage gets trials when
-they have finished, in the order of the numbers, several in one transaction; nothing else is ever
-written there, so that a process that is killed leaves no trial half written or running. Those that
-it had not written yet are suggested again, and their rungs are on disk.
+Samplers see a copy of the study in memory (tune.search.seen). The study in the storage gets trials
+when they have finished, in the order of the numbers, several in one transaction; nothing else is
+ever written there, so that a process that is killed leaves no trial half written or running. Those
+that it had not written yet are suggested again, and their rungs are on disk.
 """
 
 import math
@@ -24,10 +24,10 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune.rungs import bar
-from tune.seen import Seen
-from tune.storage import add_trials
-from tune.studies import Params, Sampler, Study
+from tune.search.rungs import bar
+from tune.search.seen import Seen
+from tune.search.storage import add_trials
+from tune.search.studies import Params, Sampler, Study
 
 _STARTUP_TRIALS = 8
 _GRID_POINTS = 5

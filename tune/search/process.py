@@ -6,7 +6,7 @@ from typing import Any
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
 
-from tune.judges import Judges, Order, Stuck
+from tune.search.judges import Judges, Order, Stuck
 
 _STEP_SECONDS = 1.0
 _IDLE_SECONDS = 0.1

@@ -10,18 +10,18 @@ from apgd.errors import InputError
 from apgd.files import content_key
 from apgd.methods import Limit, Method, MethodParams, Parameter, Value, methods
 from apgd.source import library_versions, source_hash
-from tune.objectives import Objective
 from tune.records import Record
-from tune.rungs import Rungs, Setting
+from tune.search.objectives import Objective
+from tune.search.rungs import Rungs, Setting
 
 Params: TypeAlias = dict[str, Value]
 _CODE = (
-    "tune.rungs",
-    "tune.sampling",
-    "tune.seen",
-    "tune.studies",
-    "tune.objectives",
-    "tune.trials",
+    "tune.search.rungs",
+    "tune.search.sampling",
+    "tune.search.seen",
+    "tune.search.studies",
+    "tune.search.objectives",
+    "tune.search.trials",
 )
 """What suggestions and stops depend on besides scores."""
 

@@ -13,10 +13,10 @@ import ray
 
 from apgd.errors import InputError
 from tune.cluster import Cluster
-from tune.dispatch import LOST, Actor, Crew, Patience, Reference, Running, Say
 from tune.experiment import run_id
-from tune.introductions import Introduction, check_introduction
-from tune.remote_worker import RemoteWorker
+from tune.workers.dispatch import LOST, Actor, Crew, Patience, Reference, Running, Say
+from tune.workers.introductions import Introduction, check_introduction
+from tune.workers.remote import RemoteWorker
 
 _ATTEMPTS = 6
 _POLL_SECONDS = 0.5

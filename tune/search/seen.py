@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tune.studies import Params
+from tune.search.studies import Params
 
 MOST = 250
 """So many ended trials samplers see at most."""

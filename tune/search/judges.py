@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from tune.losses import raised_in, why_not_started
+from tune.workers.losses import raised_in, why_not_started
 
 ENDING = ("LeakError", "InputError", "DamagedError", "DiskFullError", "MemoryFullError")
 """Errors that every other trial would meet too, so that the search ends with them."""

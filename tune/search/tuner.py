@@ -1,9 +1,10 @@
-"""The search: Ray Tune around the merge.
+"""Ray Tune around the merge.
 
-Only this module and tune.trial know Tune; what is suggested is Optuna's (tune.sampling). One call
-of Tune runs all studies of a run. Its trials are processes that have workers judge merges
-(tune.judges); workers own the CPUs or GPUs. Each process goes on to the studies' next trials as
-earlier ones end; Tune starts them, brings their results, and begins again those that die.
+Only this module and tune.search.process know Tune; what is suggested is Optuna's
+(tune.search.sampling). One call of Tune runs all studies of a run. Its trials are processes that
+have workers judge merges (tune.search.judges); workers own the CPUs or GPUs. Each process goes on
+to the studies' next trials as earlier ones end; Tune starts them, brings their results, and begins
+again those that die.
 """
 
 import logging
@@ -24,10 +25,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from apgd.masking import without_secrets
 from tune import interrupts
-from tune.judges import Ended, Loss, News, Order, Place, Stuck
-from tune.sampling import Outcome, Sampling
-from tune.trial import MergeTrial
-from tune.worker_process import Shared
+from tune.search.judges import Ended, Loss, News, Order, Place, Stuck
+from tune.search.process import MergeTrial
+from tune.search.sampling import Outcome, Sampling
+from tune.workers.process import Shared
 
 _TRIALS_PER_WORKER = 2
 _WORKERS_PER_PROCESS = 8
@@ -332,7 +333,7 @@ def run_searches(
         on_finish: called with study, number and outcome as each trial ends; what the storage is to
             note of it.
         say: called with a sentence where a worker or a process of Tune's is lost.
-        identity: what workers have to answer to `identify`, see `tune.judges.Judges`.
+        identity: what workers have to answer to `identify`, see `tune.search.judges.Judges`.
         stuck: when a rung is given to a second worker; as `Stuck` has it, where None.
 
     Raises:

@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 
 from apgd.errors import InputError
 from tune import interrupts
-from tune.losses import raised_in, why_not_started
+from tune.workers.losses import raised_in, why_not_started
 
 _POLL_SECONDS = 0.5
 _SLOWER = 5.0

@@ -17,7 +17,7 @@ def _passed_on(name: str) -> Callable[..., Any]:
 
 
 class RemoteWorker:
-    """Passes calls on to a `tune.worker_process.Worker`, which is imported where it runs.
+    """Passes calls on to a `tune.workers.process.Worker`, which is imported where it runs.
 
     Args:
         threads: as `Worker`.
@@ -25,7 +25,7 @@ class RemoteWorker:
     """
 
     def __init__(self, threads: int, share: int = 1) -> None:
-        from tune.worker_process import Worker
+        from tune.workers.process import Worker
 
         self.worker = Worker(threads, share)
 
