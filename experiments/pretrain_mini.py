@@ -43,6 +43,7 @@ from apgd.data.rendering import (
     render,
 )
 from apgd.errors import InputError
+from apgd.files import sha256_file
 from apgd.heads import judge
 from apgd.models.clip import mini_clip, preprocess
 from apgd.models.tokenizer import WordTokenizer
@@ -140,7 +141,8 @@ def main(pretraining: Pretraining) -> None:
 
     train(model, data, pretraining, report)
     write(model, pretraining.out)
-    print(f"wrote {pretraining.out}: {pretraining.out.stat().st_size / 2**20:.2f} MiB")
+    size, sha256 = pretraining.out.stat().st_size, sha256_file(pretraining.out)
+    print(f"wrote {pretraining.out}: {size / 2**20:.2f} MiB, SHA-256 {sha256}")
 
 
 def captioned(pretraining: Pretraining, tokenizer: WordTokenizer) -> Captioned:

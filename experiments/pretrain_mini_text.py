@@ -38,7 +38,7 @@ from apgd.data.language.lexicon import WHOLE, chance, pick
 from apgd.data.language.questions import ASKED, asked, asked_otherwise
 from apgd.data.language.roles import ROLES
 from apgd.errors import InputError
-from apgd.files import atomic_path
+from apgd.files import atomic_path, sha256_file
 from apgd.models.mini_t5 import mini_t5
 from apgd.models.t5 import t5_tokenizer
 
@@ -107,7 +107,8 @@ def main(pretraining: Pretraining) -> None:
 
     train(model, tokenizer, pretraining, report)
     save_weights(pretraining.out, model.state_dict())
-    print(f"wrote {pretraining.out}: {pretraining.out.stat().st_size / 2**20:.2f} MiB")
+    size, sha256 = pretraining.out.stat().st_size, sha256_file(pretraining.out)
+    print(f"wrote {pretraining.out}: {size / 2**20:.2f} MiB, SHA-256 {sha256}")
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:

@@ -22,12 +22,12 @@ from apgd.flops import t5_flops
 from apgd.models.mini_t5 import mini_t5, mini_t5_config
 from apgd.models.t5 import t5_tokenizer
 from apgd.models.text_to_text import TextToTextHead
+from apgd.suites._assets import asset
 from apgd.suites._settings import LANGUAGE, SHORT_ADAPTATION
 from apgd.suites._suite import FinetuneSettings, LoraSettings, Suite
 
 _SEED = 20250504
 _SIZES = {Split.TRAIN: 6000, Split.VALIDATION: 400, Split.TEST: 2400}
-_ASSETS = Path(__file__).parent / "assets"
 _LONGEST_PROMPT = 64  # none is cut off
 _LONGEST_ANSWER = 2  # a word and the end token
 _FAMILIES = {family.name: family for family in FAMILIES}
@@ -159,11 +159,11 @@ class MiniText(Suite):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Texts to token numbers and back."""
-        return t5_tokenizer(_ASSETS / "mini_text_tokenizer.json")
+        return t5_tokenizer(asset("mini_text_tokenizer.json"))
 
     def base_path(self) -> Path:
         """The base model's weights, in float32."""
-        return _ASSETS / "mini_text.safetensors"
+        return asset("mini_text.safetensors")
 
     def build_model(self) -> nn.Module:
         """A fresh T5 with random weights."""

@@ -46,6 +46,7 @@ from apgd.models.clip import (
 )
 from apgd.models.tokenizer import WordTokenizer
 from apgd.models.zero_shot import ZeroShotHead
+from apgd.suites._assets import asset
 from apgd.suites._settings import SHORT_ADAPTATION
 from apgd.suites._suite import FinetuneSettings, Suite
 
@@ -53,7 +54,6 @@ _SEED = 20250504
 _CORRUPTION_SEED = 0
 _SIZES = {Split.TRAIN: 5000, Split.VALIDATION: 400, Split.TEST: 2400}
 _BLOCKS = "visual.transformer.resblocks."
-_BASE = Path(__file__).parent / "assets" / "mini_vision.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +289,7 @@ class MiniVision(Suite):
 
     def base_path(self) -> Path:
         """The base model's weights: a full CLIP, in float32."""
-        return _BASE
+        return asset("mini_vision.safetensors")
 
     def build_model(self) -> nn.Module:
         """A fresh CLIP with random weights."""
