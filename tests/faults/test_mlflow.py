@@ -342,6 +342,7 @@ def test_a_damaged_database_of_a_run_is_put_aside(tmp_path: Path, quickly: None)
 
 
 @pytest.mark.slow
+@pytest.mark.soak  # it waits for a minute
 @pytest.mark.fault(_HANGS)
 def test_a_whole_run_is_not_slowed_by_a_server_that_never_answers(
     quick: Path, tmp_path: Path, hanging: str, survived: Survived

@@ -136,6 +136,7 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_really_missing_compiler(tmp_path: object) -> None:
     code = "from apgd.models.compilation import check_compiler; check_compiler('cpu')"
     done = subprocess.run(
@@ -149,6 +150,7 @@ def test_a_really_missing_compiler(tmp_path: object) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_compiled_forward_is_the_same_up_to_rounding() -> None:
     model, head = mini(0), mini_head().compiled()
     assert head.program is not None

@@ -117,8 +117,8 @@ def suite_of(geometry: Geometry, **changes: object) -> ClipSuite:
     "name",
     [
         "ViT-B-32",
-        pytest.param("ViT-B-16", marks=pytest.mark.slow),
-        pytest.param("ViT-L-14", marks=pytest.mark.slow),
+        pytest.param("ViT-B-16", marks=[pytest.mark.slow, pytest.mark.soak]),
+        pytest.param("ViT-L-14", marks=[pytest.mark.slow, pytest.mark.soak]),
     ],
 )
 def test_whole_path_with_own_experts(
@@ -156,6 +156,7 @@ def test_whole_path_with_published_experts(
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_references_that_are_no_merges(
     cache: HubCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

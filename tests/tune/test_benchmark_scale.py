@@ -114,6 +114,7 @@ def test_durations_are_recorded_from_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_small_reproduction_on_two_nodes(tmp_path: Path) -> None:
     out = tmp_path / "scale.json"
     done = subprocess.run(
