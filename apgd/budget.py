@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from apgd.shapes import model_bytes
 from apgd.suites import FinetuneSettings, LoraSettings, Suite
 
 CARD = 24 * 10**9
 """A GPU of the kind that the paper's authors used (RTX 4090, A10G, L4), in bytes."""
 _RESERVE = 1_500_000_000  # CUDA's context, workspaces and what the allocator cannot use
+_CPU_MODEL = 100 * 10**6  # of weights, in bytes
 _GIGA = 10**9
 _FLOAT, _HALF = 4, 2
 
@@ -114,3 +116,8 @@ def _adapter_size(lora: LoraSettings, state: dict[str, torch.Tensor]) -> int:
         for name, tensor in state.items()
         if tensor.ndim == 2 and name.split(".")[-2] in lora.targets
     )
+
+
+def wants_gpu(suite: Suite) -> bool:
+    """Whether fine-tuning a suite's experts takes days without a GPU: models from 25 M weights."""
+    return model_bytes(suite) > _CPU_MODEL

@@ -148,6 +148,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="tiny: figures without meaning")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
+    for name in ("minutes", "trials", "cpus"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name} must be positive, but got {value}")
     if options.smoke:
         options.minutes = min(options.minutes, 0.1)
         options.naive_trials = options.naive_trials or 2 * options.cpus

@@ -1,7 +1,7 @@
 """The main job: fine-tune eight experts, merge them, search, evaluate, report.
 
 uv run experiments/full_repro.py                                   on this machine
-ray submit cluster.yaml experiments/full_repro.py -- --seeds 3     on a cluster
+ray submit cluster.yaml experiments/full_repro.py -- --gpus 8      on a cluster
 """
 
 import sys

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from apgd.checkpoints import INDEX, load_weights, open_weights, save_weights, write_index
+from apgd.methods import methods
 
 _FIXED_BYTES = 1.5e9
 _SHARD_BYTES = 10**9
@@ -36,6 +37,12 @@ def main() -> None:
                         help="method and its options, last on the line; for example: "
                         "--method doge_ta --solver exact")  # fmt: skip
     options = parser.parse_args()
+    name = options.method[0] if options.method else ""
+    if name not in methods:
+        parser.error(f"--method must be one of {', '.join(methods)}, but got {name!r}")
+    for size in ("blocks", "width", "hidden", "experts"):
+        if getattr(options, size) < 1:
+            parser.error(f"--{size} must be at least 1, but got {getattr(options, size)}")
     shapes = _shapes(options.blocks, options.width, options.hidden)
     names = ["base", *(f"expert{i}" for i in range(options.experts))]
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 import tune  # isort: skip  # noqa: F401 - sets what Ray reads when it is imported
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -150,7 +151,7 @@ def _recorded_case() -> Case:
 
 def _planned(suite: str) -> Experiment:
     """An experiment of which nothing is done yet."""
-    nowhere = Path("/nonexistent")
+    nowhere = Path(tempfile.gettempdir()) / "nothing-is-here"
     return Experiment(suite=suite, plan_for="8xL4", run_dir=nowhere / "run", experts_dir=nowhere)
 
 

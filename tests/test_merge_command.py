@@ -119,9 +119,17 @@ def test_lists_name_everything(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     for word in ("handwriting", "letters", "made here", "--suite mini_vision"):
         assert word in listed
+    assert "--gpus" not in listed  # a head without GPU is enough
     assert main(["suites", "flan_t5_large_glue_lora"]) == 0
     listed = capsys.readouterr().out
-    for word in ("spearman", "LoRA of rank 16", "into 24 GB", "data prepare", "--compare"):
+    for word in (
+        "spearman",
+        "LoRA of rank 16",
+        "into 24 GB",
+        "data prepare",
+        "--compare",
+        "--gpus 8",
+    ):
         assert word in listed
 
 

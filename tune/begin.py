@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from apgd.budget import wants_gpu
+from apgd.errors import InputError
 from apgd.suites import Suite
-from tune.cluster import Cluster, ray_session
+from tune.cluster import Cluster, plural, ray_session
 from tune.evaluators import Workload
 from tune.experiment import Experiment, exclusive
 from tune.experts import (
@@ -67,7 +69,7 @@ def begin(
 
     Raises:
         InputError: where another process holds the folder, a database cannot be opened, or no
-            cluster answers.
+            cluster answers, or it has no GPU and it was not said whether to ask for some.
     """
     suite, folder = experiment.full_suite, experiment.folder
     own_code()  # what was imported; a worker that starts after a file was edited is another one
@@ -91,10 +93,25 @@ def begin(
                 say=display.say,
             )
         )
+        _check_gpus(experiment, suite, cluster)
         display.say(str(cluster))
         tracker = stack.enter_context(Tracker(experiment, display.say))
         placement = place(experiment, suite, cluster, display.say)
         yield Begun(experiment, suite, RecordStore(folder), display, cluster, placement, tracker)
+
+
+def _check_gpus(experiment: Experiment, suite: Suite, cluster: Cluster) -> None:
+    """A cluster may have a head without GPU, and rent GPUs only to whoever asks for some.
+
+    Raises:
+        InputError: where a model of some size would be trained on the CPUs of such a head.
+    """
+    undecided = cluster.joined and not cluster.gpus and experiment.gpus is None
+    if undecided and wants_gpu(suite):
+        raise InputError(
+            f"--gpus must be given for {suite.name} on a cluster that has no GPU now: --gpus 8 "
+            f"asks it for eight and waits, --gpus 0 goes on with {plural(cluster.cpus, 'CPU')}"
+        )
 
 
 def make_experts(run: Begun) -> Made:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +23,13 @@ from apgd.machine import free_memory
 from tune import interrupts
 from tune.head import watched
 
+AUTO = "auto"
 _OBJECT_STORE_BYTES = 200 * 2**20
 _MOST_PER_GPU = 4
 """More workers than that only wait for each other's kernels."""
 _GPUS_SECONDS = 1200.0
 _GPUS_POLL_SECONDS = 2.0
+_CONNECT_SECONDS = 5.0
 _STORE_SHARE = 0.3
 """Of the free memory, for the object store of a Ray that is started here."""
 
@@ -136,7 +139,8 @@ def ray_session(
         dashboard: whether a Ray started here serves its dashboard, on localhost.
         most_workers: see `plan`.
         shared_bytes: what workers will share in the object store.
-        wanted_gpus: GPUs that the cluster is asked for, and waited for; no more are used.
+        wanted_gpus: GPUs that the cluster is asked for, and waited for; no more are used, with 0
+            none at all.
         say: called with a sentence where there is something to wait for.
 
     Raises:
@@ -156,14 +160,14 @@ def ray_session(
 
     with watched(context.gcs_address, is_alive, joined, say):
         try:
-            if wanted_gpus is not None:
+            if wanted_gpus:
                 _have_gpus(wanted_gpus, joined, say)
             total = _resources()
             nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
             gpus = at_most(int(total.get("GPU", 0)), wanted_gpus)
             yield plan(len(nodes), int(total.get("CPU", 0)), gpus, joined, most_workers)
         finally:
-            if joined and wanted_gpus is not None and ray.is_initialized():
+            if joined and wanted_gpus and ray.is_initialized():
                 request_resources(bundles=[])  # machines that idle may go
             ray.shutdown()
 
@@ -217,23 +221,16 @@ def _wait_for_gpus(
 def _connect(address: str | None, cpus: int | None, dashboard: bool, shared_bytes: int) -> bool:
     """Connect; whether the cluster was there before."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    asked = address or os.environ.get("RAY_ADDRESS")
-    if asked is not None and asked != "local":
+    there = cluster_to_join(address)
+    if there is not None:
         try:
-            ray.init(address=asked, **quiet)
+            ray.init(address=there, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"no Ray cluster of this version answers at {asked!r}: {error}; "
+                f"no Ray cluster of this version answers at {there!r}: {error}; "
                 f"use --address local to start Ray here"
             ) from error
         return True
-    if asked is None and cluster_was_started():
-        try:
-            ray.init(address="auto", **quiet)
-        except ConnectionError:  # what is left of a cluster that is gone
-            pass
-        else:
-            return True
     if dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError(
             "--dashboard must have Ray's dashboard installed, which is left out by default: add it "
@@ -249,6 +246,53 @@ def _connect(address: str | None, cpus: int | None, dashboard: bool, shared_byte
             **quiet,
         )
     return False
+
+
+def cluster_to_join(address: str | None) -> str | None:
+    """The address of the cluster that a run joins; None where Ray is started here.
+
+    Args:
+        address: as in `ray_session`; `auto` for the cluster that this machine is part of.
+
+    Raises:
+        InputError: where there is none, or nothing listens at its address.
+    """
+    asked = address or os.environ.get("RAY_ADDRESS")
+    if asked == "local":
+        return None
+    if asked is not None and asked != AUTO:
+        check_listening(asked)
+        return asked
+    noted = noted_cluster()
+    try:
+        if noted is not None:
+            check_listening(noted)
+    except InputError:
+        if asked == AUTO:
+            raise
+        return None  # what is left of a cluster that is gone
+    if noted is None and asked == AUTO:
+        raise InputError("the address auto needs a machine that `ray start` made part of a cluster")
+    return noted
+
+
+def check_listening(address: str) -> None:
+    """See that something listens at an address; Ray itself would try for minutes.
+
+    Args:
+        address: of a cluster's head, `host:port`.
+
+    Raises:
+        InputError: where it is of another form, or nothing listens.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise InputError(f"the address of a cluster must be host:port, but got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"no Ray cluster answers at {address} ({reason})") from error
 
 
 def _store_bytes(shared: int) -> int:
@@ -272,9 +316,10 @@ def on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def cluster_was_started() -> bool:
-    """Whether `ray start` made a cluster on this machine.
+def noted_cluster() -> str | None:
+    """The address of the cluster that `ray start` made this machine part of; None without one.
 
     Ray's own look-up would also find the private Ray of another run, and share its CPUs.
     """
-    return (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").exists()
+    noted = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    return noted.read_text().strip() or None if noted.exists() else None

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
 from apgd.errors import DamagedError, InputError
 from apgd.evidence import Need
 from apgd.external import OWN, ForeignExperts
@@ -33,6 +36,8 @@ from tune.search.studies import Sampler
 _TRACKING_SCHEMES = ("sqlite://", "postgresql://", "mysql://", "http://", "https://")
 _EXPERIMENT_FILE = "experiment.json"
 _LOCK_FILE = ".lock"
+_MOST = {"seeds": 1000, "trials": 100_000, "at_once": 10_000}
+"""Above it, a number is a slip of the hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,8 @@ class Experiment:
     objectives: tuple[Objective, ...] = (Objective.ACCURACY,)
     """What the search maximises on validation data; with several it has a Pareto front, and the
     first one chooses the tuned row."""
-    stopping: bool = True
-    """Whether trials that fall behind are stopped before they are judged on all validation data."""
+    no_stopping: bool = False
+    """Judge every trial on all validation data, also those that fall behind."""
     at_once: int = 8
     """Trials of a search that may be under way at a time; a suggestion knows the results of all but
     the last so many before it, so that results do not depend on the number of workers."""
@@ -102,7 +107,7 @@ class Experiment:
     """CPUs to use when Ray is started on this machine; all by default."""
     gpus: int | None = None
     """GPUs to work on, at most: a cluster that grows is asked for so many, and waited for; by
-    default those that are there when the run begins."""
+    default those that are there when the run begins, with 0 none of them."""
     scorers_per_gpu: int | None = None
     """Workers that share a GPU while merges are scored; by default as many as its memory allows."""
     compile: bool = False
@@ -120,14 +125,16 @@ class Experiment:
     """Show the traceback of an error."""
 
     def __post_init__(self) -> None:
-        for name, low in (("seeds", 1), ("trials", 1), ("at_once", 1)):
+        for name, most in _MOST.items():
             value = getattr(self, name)
-            if value < low:
-                raise InputError(f"{name} must be at least {low}, but got {value}")
-        for name in ("cpus", "gpus", "scorers_per_gpu"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+            if value < 1:
                 raise InputError(f"{name} must be at least 1, but got {value}")
+            if value > most:
+                raise InputError(f"{name} must be at most {most}, but got {value}")
+        for name, low in (("cpus", 1), ("gpus", 0), ("scorers_per_gpu", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"{name} must be at least {low}, but got {value}")
         if self.price is not None and not 0 <= self.price < math.inf:
             raise InputError(f"price must not be negative, but got {self.price}")
         if not self.methods:
@@ -158,6 +165,14 @@ class Experiment:
                 raise InputError(
                     f"seeds must be 1 where experts are not fine-tuned here, but got {self.seeds}"
                 )
+        if self.storage is not None:
+            try:
+                make_url(self.storage)
+            except ArgumentError as error:
+                raise InputError(
+                    f"--storage must be a database that Optuna can open, for example "
+                    f"sqlite:///studies.db, but got {masked_address(self.storage)!r}"
+                ) from error
         if not self.tolerance > 0:
             raise InputError(f"tolerance must be positive, but got {self.tolerance}")
         if self.tracking_uri is not None and not self.tracking_uri.startswith(_TRACKING_SCHEMES):
@@ -186,7 +201,7 @@ class Experiment:
     @property
     def rungs(self) -> Rungs:
         """How trials grow, and which are stopped."""
-        return Rungs() if self.stopping else Rungs(reduction=1)
+        return Rungs(reduction=1) if self.no_stopping else Rungs()
 
     @property
     def limit(self) -> int | None:
@@ -231,7 +246,7 @@ class Experiment:
             "experts": self.experts,
             "sampler": self.sampler,
             "objectives": list(self.objectives),
-            "stopping": self.stopping,
+            "stopping": not self.no_stopping,
             "at_once": self.at_once,
         }
 
@@ -266,14 +281,7 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"--sync needs a run that was started before, but {folder} holds none")
     check_hub_file(suite.base_path())
     TaskVectors(suite.base_path(), {"base": suite.base_path()}, suite.is_merged, keep=False)
-    claimed = _own_claim(experiment)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--run-dir must be a folder, but {folder} is a file")
-    if claimed is None and folder.exists() and not all(map(_is_ours, folder.iterdir())):
-        raise InputError(
-            f"a run folder must be new or that of the same experiment, but {folder} holds other "
-            f"files; choose another --run-dir"
-        )
+    claimed = _check_run_folder(experiment)
     check_writable(folder, "the run folder")
     check_writable(experiment.experts_dir, "the folder of experts")
     size = model_bytes(suite)
@@ -288,6 +296,37 @@ def check(experiment: Experiment) -> None:
         )
     if claimed is None:
         _claim(experiment)
+
+
+def check_for_plan(experiment: Experiment) -> None:
+    """Check of an experiment's folders what can be checked without writing.
+
+    Raises:
+        InputError: where a run would be refused for them.
+    """
+    _check_run_folder(experiment)
+    for what, folder in (("run", experiment.folder), ("experts", experiment.experts_dir)):
+        path = folder.resolve()
+        there = next(one for one in (path, *path.parents) if one.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise InputError(f"--{what}-dir must be a folder that can be written, but got {folder}")
+
+
+def _check_run_folder(experiment: Experiment) -> dict[str, Any] | None:
+    """The run folder's claim; None where it is new.
+
+    Raises:
+        InputError: where it is another experiment's, or no run folder.
+    """
+    folder, claimed = experiment.folder, _own_claim(experiment)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--run-dir must be a folder, but {folder} is a file")
+    if claimed is None and folder.exists() and not all(map(_is_ours, folder.iterdir())):
+        raise InputError(
+            f"a run folder must be new or that of the same experiment, but {folder} holds other "
+            f"files; choose another --run-dir"
+        )
+    return claimed
 
 
 def _claim(experiment: Experiment) -> None:

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from apgd.budget import finetune_budget
+from apgd.budget import finetune_budget, wants_gpu
 from apgd.data.hub import HubDataset
 from apgd.suites import Suite, suites
 
@@ -96,7 +96,9 @@ def _commands(suite: Suite) -> list[tuple[str, str]]:
     if suite.published_experts:
         commands.append(("published experts", f"uv run {run} --experts published --compare"))
     script, _, options = run.partition(" ")
-    commands.append(("on a cluster", f"uv run ray submit cluster.yaml {script} -- {options}"))
+    gpus = " --gpus 8" if wants_gpu(suite) else ""
+    submit = f"uv run --extra aws ray submit cluster.yaml {script} -- {options}{gpus}"
+    commands.append(("on a cluster", submit))
     return commands
 
 

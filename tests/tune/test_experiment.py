@@ -31,7 +31,10 @@ from tune.workers.introductions import Introduction
         ({"references": ("experts", "experts")}, "references must not repeat"),
         ({"seeds": 0}, "seeds must be at least 1, but got 0"),
         ({"trials": -1}, "trials must be at least 1, but got -1"),
+        ({"seeds": 1001}, "seeds must be at most 1000, but got 1001"),
         ({"cpus": 0}, "cpus must be at least 1, but got 0"),
+        ({"gpus": -1}, "gpus must be at least 0, but got -1"),
+        ({"storage": "studies"}, "storage must be a database .*, but got 'studies'"),
         ({"tracking_uri": "./mlruns"}, "tracking-uri must start with one of sqlite://"),
     ],
 )

@@ -1,5 +1,6 @@
 """What runs where: on made-up GPUs, with workers that only say where they are."""
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,10 +14,13 @@ import torch
 
 from apgd import InputError
 from apgd.files import sha256_path, write_json
+from apgd.suites import suites
 from tests.tune.stub_worker import GIB, StubWorker
+from tune import begin
 from tune import cluster as clusters
 from tune.cluster import Cluster, plan, scorers_per_gpu
 from tune.evaluators import Evaluator
+from tune.experiment import Experiment
 from tune.search.trials import TrialScorer
 from tune.workers import placement
 from tune.workers import pool as worker_pool
@@ -260,6 +264,50 @@ def test_a_machine_with_fewer_gpus_is_not_waited_for(monkeypatch: pytest.MonkeyP
     clusters._have_gpus(1, False, print)
     with pytest.raises(InputError, match=r"^this machine has 1 GPU, but --gpus asks for 3$"):
         clusters._have_gpus(3, False, print)
+
+
+@pytest.mark.parametrize(
+    ("suite", "gpus", "joined", "there"),
+    [
+        ("mini_vision", None, True, 0),
+        ("clip_vit_b32_8", 0, True, 0),
+        ("clip_vit_b32_8", None, False, 0),
+        ("clip_vit_b32_8", None, True, 1),
+    ],
+)
+def test_who_asks_for_no_gpu_where_it_takes_one_is_told(
+    suite: str, gpus: int | None, joined: bool, there: int
+) -> None:
+    head = clusters.plan(1, 4, 0, True, 8)
+    with pytest.raises(InputError, match=r"--gpus 8 asks it .* --gpus 0 goes on with 4 CPUs$"):
+        begin._check_gpus(Experiment(suite="clip_vit_b32_8"), suites["clip_vit_b32_8"], head)
+    experiment = Experiment(suite=suite, gpus=gpus)
+    begin._check_gpus(experiment, suites[suite], clusters.plan(1, 4, there, joined, 8))
+
+
+def test_a_cluster_that_is_gone_is_neither_joined_nor_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert clusters.cluster_to_join(None) is None
+    with pytest.raises(InputError, match="part of a cluster"):
+        clusters.cluster_to_join("auto")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        assert clusters.cluster_to_join(None) is None  # nobody answers
+        for asked in ("auto", address):
+            with pytest.raises(InputError, match=f"no Ray cluster answers at {address}"):
+                clusters.cluster_to_join(asked)
+        listening.listen()
+        for asked in (None, "auto", address):
+            assert clusters.cluster_to_join(asked) == address
+        assert clusters.cluster_to_join("local") is None
+    with pytest.raises(InputError, match="must be host:port, but got 'head'"):
+        clusters.cluster_to_join("head")
 
 
 def test_no_gpu_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

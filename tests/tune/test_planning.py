@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,9 +31,9 @@ from apgd.training_statistics import statistic_spec
 from experiments import ablations, compare_methods, full_repro
 from tune.cluster import plan
 from tune.evaluators import Purpose, ScoreJob
-from tune.experiment import Experiment
+from tune.experiment import Experiment, check
 from tune.experts import data_cells, model_specs, wanted_statistics
-from tune.planning.devices import DEVICES, UTILISATION, processor_device
+from tune.planning.devices import DEVICES, IDLE_MINUTES, UTILISATION, processor_device
 from tune.planning.estimate import Basis
 from tune.planning.found import look
 from tune.planning.machines import Machines, described, kind_of
@@ -68,7 +70,7 @@ def plain(experiment: Experiment, width: int = 100) -> str:
 
 def nowhere(**fields: object) -> Experiment:
     """An experiment of which nothing is on disk."""
-    empty = Path("/nonexistent")
+    empty = Path(tempfile.gettempdir()) / "nothing-is-here"
     return Experiment(run_dir=empty / "run", experts_dir=empty / "experts", **fields)  # type: ignore[arg-type]
 
 
@@ -187,7 +189,9 @@ def test_machines_are_described(text: str, count: int, name: str, gpus: int, hea
     assert cluster.joined
 
 
-@pytest.mark.parametrize("text", ["", "L4", "0xL4", "8xT4", "2xcpu", "2xcpu:0", "8xL4:2", "8 x L4"])
+@pytest.mark.parametrize(
+    "text", ["", "L4", "0xL4", "8xT4", "2xcpu", "2xcpu:0", "8xL4:2", "8 x L4", "10001xL4"]
+)
 def test_what_is_no_description_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(InputError, match=re.escape(repr(text))) as refused:
         described(text)
@@ -234,6 +238,48 @@ def test_costs_are_machines_times_price_times_hours() -> None:
     assert given.cost is not None
     assert given.cost.on_demand == pytest.approx(given.seconds / 3600 * 8 * 0.5)
     assert plan_of(nowhere(suite="clip_vit_b32_8", plan_for="8x4090")).cost is None
+
+
+def test_what_idles_after_a_run_is_paid_for_too() -> None:
+    cost = plan_of(nowhere(suite="clip_vit_b32_8", plan_for="8xL4")).cost
+    assert cost is not None
+    assert cost.idle == pytest.approx(8 * 0.9776 * 10 / 60)
+    own = plan_of(nowhere(suite="clip_vit_b32_8", plan_for="8x4090", price=0.5)).cost
+    assert own is not None
+    assert own.idle == 0.0  # machines that nobody takes back
+    config = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())
+    assert config["idle_timeout_minutes"] == IDLE_MINUTES
+
+
+def test_a_run_of_less_than_a_minute_is_not_said_to_cost_nothing() -> None:
+    experiment = nowhere(suite="mini_vision", plan_for="8xL4")
+    plan = plan_of(experiment)
+    assert plan.seconds < 60
+    assert plan.cost is not None
+    assert plan.cost.on_demand == pytest.approx((8 * 0.9776 + 0.192) / 60)
+    assert "time: less than starting takes (calculated)" in plain(experiment)
+
+
+def test_more_gpus_than_there_are_can_be_described() -> None:
+    for plan_for, gpus in (("8xL4", 16), ("2xcpu:4", 1)):
+        with pytest.raises(InputError, match=rf"gpus must be at most .*--plan-for {gpus}xL4"):
+            plan_of(nowhere(plan_for=plan_for, gpus=gpus))
+
+
+def test_a_plan_refuses_the_folders_that_a_run_would_refuse(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").touch()
+    for changes, said in (
+        ({"run_dir": tmp_path / "file"}, "--run-dir must be a folder"),
+        ({"run_dir": tmp_path / "file" / "below"}, "--run-dir must be a folder"),
+        ({"experts_dir": tmp_path / "file"}, "--experts-dir must be a folder"),
+        ({"run_dir": tmp_path / "other"}, "holds other files"),
+    ):
+        folders = {"run_dir": tmp_path / "run", "experts_dir": tmp_path / "experts", **changes}
+        with pytest.raises(InputError, match=said):
+            plan_of(Experiment(plan_for="8xL4", **folders))
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "other"}
 
 
 def test_more_machines_are_faster_as_far_as_there_are_jobs() -> None:
@@ -379,6 +425,7 @@ def test_a_plan_takes_what_is_damaged_for_missing_and_leaves_it(tmp_path: Path) 
     experiment = Experiment(
         methods=("fisher",), run_dir=tmp_path / "runs" / "a", experts_dir=tmp_path / "experts"
     )
+    check(experiment)  # which claims the folder
     suite, root = experiment.full_suite, experiment.experts_dir
     cells, _fetched = data_cells(suite, corrupted=True, unseen_validation=False)
     hashes = {cell: suite.examples(*cell).sha256 for cell in cells}  # which renders what is missing

@@ -74,6 +74,11 @@ def judge_gpus(facts: GpuFacts, needs: Needs, known: int | None = None) -> Judge
             return failure(
                 f"none, though Ray hands out {known}", "start Ray there without --num-gpus"
             )
+        if needs.wants_gpu:
+            return warning(
+                f"none; the CPUs take days over experts of {needs.suite}",
+                "nothing, where this is the head of machines with GPUs: say --gpus N to a run",
+            )
         return ok("none; the CPUs are used")
     kinds = Counter(gpu.name for gpu in facts.gpus)
     least = min(facts.gpus, key=lambda gpu: gpu.free_bytes)

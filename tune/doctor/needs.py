@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from apgd.budget import finetune_budget
+from apgd.budget import finetune_budget, wants_gpu
 from apgd.data import Split
 from apgd.suites import Suite
 from tune.experiment import experts_bytes
@@ -25,6 +25,8 @@ class Needs:
     """Of the disk with the cache: the base model and decoded pictures, downloads not counted."""
     memory_bytes: int
     """Of the memory, for a worker without a GPU."""
+    wants_gpu: bool
+    """Whether fine-tuning takes days without one."""
     fits: Callable[[int], tuple[bool, str]]
     """Whether an expert can be fine-tuned on a GPU with so much free memory, and a sentence."""
 
@@ -44,6 +46,7 @@ def needs_of(suite: Suite) -> Needs:
         experts_bytes=experts_bytes(len(suite.tasks), model),
         cache_bytes=2 * model + _pixel_bytes(suite) if suite.datasets() else _GIB // 4,
         memory_bytes=4 * model + 2 * _GIB,
+        wants_gpu=wants_gpu(suite),
         fits=fits,
     )
 

@@ -1,24 +1,20 @@
 """The same questions, asked of every node of a cluster."""
 
 import os
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from apgd.errors import InputError
+from tune.cluster import AUTO, check_listening, noted_cluster
 from tune.doctor.facts import Facts, Question
 
-AUTO = "auto"
-_CONNECT_SECONDS = 3.0
 _HEALTH_SECONDS = 20.0
 _CLOCK_SECONDS = 5.0
 _CLOCK_ROUNDS = 5
@@ -68,22 +64,14 @@ def find_cluster(address: str) -> str:
         InputError: where there is none, or it does not answer.
     """
     if address == AUTO:
-        noted = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-        address = os.environ.get("RAY_ADDRESS") or (noted.read_text() if noted.exists() else "")
+        address = os.environ.get("RAY_ADDRESS") or noted_cluster() or ""
         if not address.strip():
             raise InputError(
                 "--cluster needs a machine that `ray start` made part of a cluster, or an address "
                 "host:port, but this machine is part of none"
             )
     address = address.strip()
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()):
-        raise InputError(f"the address of a cluster must be host:port, but got {address!r}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"no Ray cluster answers at {address} ({reason})") from error
+    check_listening(address)
     # Something listens; whether it is Ray's head, and awake, is asked by a process that can be
     # ended, because Ray's own look has no time limit.
     asking = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]

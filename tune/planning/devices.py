@@ -62,6 +62,9 @@ class Device:
 HEAD = Price("m6i.xlarge", 0.192, None)
 """The head of a cluster, a machine without a GPU; it is not run on spot."""
 
+IDLE_MINUTES = 10
+"""So long after its last work a rented machine is given back: `idle_timeout_minutes` there."""
+
 DEVICES: Mapping[str, Device] = MappingProxyType(
     {
         device.name.lower(): device

@@ -40,10 +40,15 @@ class Machines:
         return plan(
             self.count + (self.head is not None),
             self.count * self.cpus_each + extra,
-            at_most(self.count * self.gpus_each, wanted_gpus),
+            at_most(self.gpus, wanted_gpus),
             self.joined,
             most_workers,
         )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all of them."""
+        return self.count * self.gpus_each
 
     @property
     def gpu_bytes(self) -> int | None:
@@ -60,6 +65,7 @@ class Machines:
 
 
 HEAD_CPUS = 4
+_MOST = 10_000
 
 
 def described(text: str) -> Machines:
@@ -71,8 +77,10 @@ def described(text: str) -> Machines:
     match = _FORM.fullmatch(text.strip())
     kinds = ", ".join(device.name for device in DEVICES.values())
     known = f"COUNTxGPU with one of {kinds}, or COUNTxcpu:CPUS"
-    if match is None or int(match["count"]) < 1:
-        raise InputError(f"machines must be described as {known}, but got {text!r}")
+    if match is None or not 1 <= int(match["count"]) <= _MOST:
+        raise InputError(
+            f"machines must be described as {known}, at most {_MOST} of them, but got {text!r}"
+        )
     count, kind = int(match["count"]), match["kind"].lower()
     if kind == "cpu":
         if match["cpus"] is None or int(match["cpus"]) < 1:

@@ -1,6 +1,5 @@
 """Which machines a plan is for: described ones, a cluster that runs, or this machine."""
 
-import os
 from collections import Counter
 
 import ray
@@ -8,7 +7,7 @@ import torch
 from ray._private.utils import get_num_cpus
 
 from apgd.machine import processor
-from tune.cluster import cluster_was_started, plural, ray_session
+from tune.cluster import cluster_to_join, plural, ray_session
 from tune.experiment import Experiment
 from tune.planning.machines import Machines, described, kind_of
 
@@ -21,11 +20,9 @@ def machines_for(experiment: Experiment) -> Machines:
     """
     if experiment.plan_for is not None:
         return described(experiment.plan_for)
-    asked = experiment.address or os.environ.get("RAY_ADDRESS")
-    if asked is None and cluster_was_started():
-        asked = "auto"
-    if asked is not None and asked != "local":
-        return _running(asked)
+    address = cluster_to_join(experiment.address)
+    if address is not None:
+        return _running(address)
     return _here(experiment.cpus)
 
 

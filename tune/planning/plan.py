@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from apgd.budget import Budget, finetune_budget
+from apgd.errors import InputError
 from apgd.suites import Suite
 from tune.cluster import Cluster
-from tune.experiment import Experiment
+from tune.experiment import Experiment, check_for_plan
 from tune.experts import wanted_models
-from tune.planning.devices import HEAD, PRICES, Price
+from tune.planning.devices import HEAD, IDLE_MINUTES, PRICES, Price
 from tune.planning.estimate import Basis, worst
 from tune.planning.found import Found, look
 from tune.planning.machines import Machines
@@ -19,6 +20,9 @@ from tune.planning.rates import Rates, measured_rates
 from tune.planning.show import show
 from tune.planning.stages import PlannedStage, Terms, stages_of
 from tune.records import RecordStore
+
+_LEAST_SECONDS = 60.0
+"""A machine is paid for at least so long."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Cost:
     """Machines on spot, a head of its own on demand; None where the price is not known."""
     price: Price
     """Of one machine."""
+    idle: float
+    """On demand, of the machines that idle after a run until they are given back."""
     list: str
     """Which list of prices that is."""
 
@@ -80,34 +86,47 @@ class Plan:
     @property
     def cost(self) -> Cost | None:
         """Machines and head for as long as the run takes; None where no price is known."""
-        device, hours = self.machines.device, self.seconds / 3600
+        device, hours = self.machines.device, max(self.seconds, _LEAST_SECONDS) / 3600
+        idle = 0.0 if self.machines.head is None else self.machines.count * IDLE_MINUTES / 60
         if self.price is not None:
             given = Price("", self.price, None)
             head = self.machines.head.on_demand if self.machines.head is not None else 0.0
             total = hours * (self.machines.count * self.price + head)
-            return Cost(total, None, given, "--price")
+            return Cost(total, None, given, idle * self.price, "--price")
         price = None if device is None else device.price
         if price is None or not self.machines.rented:
             return None
         head = 0.0 if self.machines.head is None else HEAD.on_demand
         spot = None if price.spot is None else hours * (self.machines.count * price.spot + head)
         total = hours * (self.machines.count * price.on_demand + head)
-        return Cost(total, spot, price, PRICES)
+        return Cost(total, spot, price, idle * price.on_demand, PRICES)
 
 
 def plan_of(experiment: Experiment) -> Plan:
     """The plan of an experiment's run.
 
     Raises:
-        InputError: as `machines_for`.
+        InputError: as `planned`.
     """
     return planned(experiment, stages_of)
 
 
 def planned(experiment: Experiment, stages: Callable[[Terms], list[PlannedStage]]) -> Plan:
-    """The plan of a run with such stages."""
+    """The plan of a run with such stages.
+
+    Raises:
+        InputError: as `machines_for`, and where the run would be refused for its folders, or wait
+            for more GPUs than those machines have.
+    """
+    check_for_plan(experiment)
     suite = experiment.full_suite
     machines = machines_for(experiment)
+    if (experiment.gpus or 0) > machines.gpus:
+        raise InputError(
+            f"--gpus must be at most {machines.gpus}, as many as are planned with, but got "
+            f"{experiment.gpus}; describe machines that are not there yet with --plan-for, for "
+            f"example --plan-for {experiment.gpus}xL4"
+        )
     cluster = machines.cluster(len(suite.tasks) * experiment.seeds, experiment.gpus)
     rates = measured_rates(experiment, suite, machines, cluster.threads_per_worker)
     store = RecordStore(experiment.folder)

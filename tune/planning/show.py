@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tune.cluster import plural
-from tune.planning.devices import UTILISATION
+from tune.planning.devices import IDLE_MINUTES, UTILISATION
 from tune.planning.estimate import Basis
 from tune.planning.schedule import in_turn
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _SHOWN_WORKERS = 16
+_SHORT_SECONDS = 60.0
 
 
 def show(plan: "Plan", console: Console) -> None:
@@ -100,8 +101,10 @@ def _summary(plan: "Plan") -> list[str]:
     if plan.budget is not None and not plan.budget.fits:
         lines.append(plan.budget.sentence)
     missing = f", without what is unknown ({', '.join(plan.unknown)})" if plan.unknown else ""
-    lines.append(f"time: {duration(plan.seconds)} ({plan.basis}){missing}")
-    if plan.seconds > 0:
+    short = plan.basis is Basis.CALCULATED and plan.seconds < _SHORT_SECONDS
+    time = "less than starting takes" if short else duration(plan.seconds)
+    lines.append(f"time: {time} ({plan.basis}){missing}")
+    if plan.seconds > 0 and not short:
         lines.append(
             f"  the shortest there can be with these workers, stage after stage: "
             f"{duration(plan.bound)} ({100 * plan.bound / plan.seconds:.0f} %)"
@@ -120,6 +123,11 @@ def _summary(plan: "Plan") -> list[str]:
             else (f"${cost.on_demand:.2f} on demand, {spot}")
         )
         lines.append(f"cost: {kinds} ({each}; {cost.list})")
+        if cost.idle:
+            lines.append(
+                f"  besides: starting and installing machines, and ${cost.idle:.2f} on demand for "
+                f"the {IDLE_MINUTES} minutes after which idle ones are given back"
+            )
     rates = plan.rates
     lines.append(
         f"measured: {plural(rates.experts, 'expert')} and {plural(rates.runs, 'run')} of this "

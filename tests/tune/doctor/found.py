@@ -17,6 +17,7 @@ def needs(**changes: object) -> Needs:
         experts_bytes=5 * GB,
         cache_bytes=20 * GB,
         memory_bytes=8 * GB,
+        wants_gpu=False,
         fits=lambda free: (free >= 10 * GB, "fine-tuning takes 10 GB"),
     )
     return replace(of, **changes)

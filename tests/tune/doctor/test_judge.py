@@ -80,6 +80,13 @@ def test_gpus(found: GpuFacts, known: int | None, status: Status, said: str) -> 
     assert bool(judged.advice) == (status is not OK)
 
 
+def test_a_large_model_without_a_gpu_is_warned_of() -> None:
+    judged = judge.judge_gpus(GpuFacts(), needs(suite="large", wants_gpu=True))
+    assert judged.status is WARNING
+    assert "days over experts of large" in judged.found
+    assert "--gpus N" in judged.advice
+
+
 def test_what_nvidia_smi_lists_is_read() -> None:
     listed = "NVIDIA L4, 22000, 23034, 570.86\nNVIDIA H100, with a comma, [N/A], 81559, 570.86\n"
     first, second = parse_gpus(listed)
