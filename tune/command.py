@@ -13,9 +13,10 @@ from apgd.masking import without_secrets
 from tune import interrupts
 from tune.causes import cause_of
 from tune.head import HeadLostError
+from tune.search.errors import SearchEndedError
 
 INPUT_ERROR = 2
-_EXPECTED = (InputError, DiskFullError, HeadLostError, MemoryFullError)
+_EXPECTED = (InputError, DiskFullError, HeadLostError, MemoryFullError, SearchEndedError)
 """Errors that say it all, and need no traceback."""
 _STYLE = (tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues)
 

@@ -1,5 +1,6 @@
 """The stages that make what is merged: data, experts, statistics of training data."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from apgd.training_statistics import statistic_spec, statistics_file
 from tune.evaluators import Statistic
 from tune.experiment import Experiment
 from tune.progress import Display
-from tune.records import Kind, Record, RecordStore, Variant
+from tune.records import SHARED_SECONDS, Kind, Record, RecordStore, Variant
 from tune.references import MULTI_TASK
 from tune.workers.introductions import Introduction
 from tune.workers.pool import Job, WorkerPool
@@ -222,7 +223,9 @@ def record_experts(experts: Experts, store: RecordStore) -> list[str]:
 
 
 def _existing(spec: ExpertSpec, root: Path) -> Expert:
-    expert = find_expert(spec, root)
+    until = time.monotonic() + SHARED_SECONDS
+    while (expert := find_expert(spec, root)) is None and time.monotonic() < until:
+        time.sleep(SHARED_SECONDS / 100)
     if expert is None:
         raise FileNotFoundError(
             f"expert {spec.task} was trained, but {spec.folder(root)} is not visible here; "

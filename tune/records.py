@@ -5,6 +5,7 @@ from everything that determines it, so a record that exists need not be computed
 a run resumes.
 """
 
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,10 @@ from apgd.files import (
     write_sealed,
 )
 from apgd.methods import Value
+
+SHARED_SECONDS = 20.0
+"""Shared storage shows a file of another machine's no later than this: it is to be mounted with
+`lookupcache=positive`, without which NFS may take a minute."""
 
 
 class Kind(StrEnum):
@@ -45,7 +50,7 @@ class Variant(StrEnum):
     PUBLISHED = "published"
     """The method's published settings, which are the defaults of its parameters."""
     TUNED = "tuned"
-    """The trial with the best mean accuracy on validation data."""
+    """The trial that is best on validation data by the search's first objective."""
     VARIED = "varied"
     """Published settings with some of them changed, as an ablation has it."""
 
@@ -149,12 +154,14 @@ class RecordStore:
         return None if path.exists() and any(True for _ in _damage(path)) else self.get(kind, key)
 
     def expect(self, kind: Kind, key: str) -> Record:
-        """The record with this key, which somebody wrote.
+        """The record with this key, which somebody wrote, perhaps on another machine.
 
         Raises:
-            FileNotFoundError: where it is not there.
+            FileNotFoundError: where it does not come.
         """
-        record = self.get(kind, key)
+        until = time.monotonic() + SHARED_SECONDS
+        while (record := self.get(kind, key)) is None and time.monotonic() < until:
+            time.sleep(SHARED_SECONDS / 100)
         if record is None:
             raise FileNotFoundError(
                 f"the record of {kind} {key} was written, but {self.root} does not have it; the "

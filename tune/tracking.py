@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apgd.errors import InputError
+from apgd.files import atomic_path
 from apgd.masking import masked_address, without_secrets
 from tune.databases import put_damaged_aside
 from tune.experiment import Experiment, run_id
@@ -63,7 +64,23 @@ def _mend(experiment: Experiment, say: Callable[[str], None]) -> None:
 
 
 def _copy_of(experiment: Experiment) -> "MlflowCopy":
-    return MlflowCopy(experiment.folder, tracking_uri(experiment), f"apgd/{experiment.suite}")
+    own = None if experiment.tracking_uri else _own_database(experiment)
+    name = f"apgd/{experiment.suite}"
+    return MlflowCopy(experiment.folder, tracking_uri(experiment), name, own)
+
+
+def _make(database: Path) -> None:
+    """Make MLflow's database where there is none, whole or not at all.
+
+    MLflow makes its tables in many steps. A database that a killed process left between two of them
+    is whole for SQLite, and MLflow can never open it.
+    """
+    if database.exists():
+        return
+    from mlflow import MlflowClient
+
+    with atomic_path(database) as temporary:
+        MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments(max_results=1)
 
 
 def synchronise(experiment: Experiment) -> str:
@@ -102,9 +119,11 @@ class MlflowCopy:
         run_dir: the run folder.
         uri: tracking server or database.
         experiment: name of the MLflow experiment.
+        own: the database at `uri` that nobody else uses, made where it is not there; None where
+            it is another one, or a server.
     """
 
-    def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
+    def __init__(self, run_dir: Path, uri: str, experiment: str, own: Path | None = None) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient  # slow to import, and only this needs it
@@ -113,6 +132,8 @@ class MlflowCopy:
             logging.getLogger(name).setLevel(logging.ERROR)
         # It logs with a traceback what it raises, which is told in a sentence.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        if own is not None:
+            _make(own)
         self._run_dir = run_dir
         self._store = RecordStore(run_dir)
         self._client = MlflowClient(tracking_uri=uri)

@@ -4,12 +4,13 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,27 @@ def test_a_whole_run_is_not_slowed_by_a_server_that_never_answers(
     assert f"MLflow at {hanging} is slow to answer; send the rest with --sync" in run.log()
     assert_same(tmp_path, quick)
     survived(_HANGS)
+
+
+def test_a_database_is_made_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed:
+        def __init__(self, tracking_uri: str) -> None:
+            database = Path(tracking_uri.removeprefix("sqlite:///"))
+            with closing(sqlite3.connect(database)) as connection:
+                connection.execute("CREATE TABLE assessments (id INTEGER)")
+
+        def search_experiments(self, **_options: object) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracking._make(tmp_path / "mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+    tracking._make(tmp_path / "mlflow.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    made = (tmp_path / "mlflow.db").read_bytes()
+    tracking._make(tmp_path / "mlflow.db")
+    assert (tmp_path / "mlflow.db").read_bytes() == made

@@ -9,7 +9,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,6 +221,10 @@ class Here:
         patch.setattr(worker_process, "assigned_device", lambda: "cpu")
         patch.setattr(worker_process.numerics, "configure", torch.set_num_threads)
         self.handles = [SmallWorker(threads=1)]
+
+    @contextmanager
+    def lent(self) -> Iterator[list[SmallWorker]]:
+        yield self.handles
 
     def run(
         self, jobs: Sequence[Job], *, on_done: Callable[[int, Any], None], **_: object

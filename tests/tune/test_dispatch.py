@@ -29,7 +29,12 @@ class Doer:
                 wish.unlink()
             (Path(folder) / f"{number}.pid").write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
-        time.sleep(0.02)
+        late = Path(folder) / f"{number}.fails_late"
+        if late.exists():
+            late.unlink()
+            time.sleep(2.0)  # in which another one does it
+            raise ValueError(f"no square of {number}")
+        time.sleep(3.0 if (Path(folder) / f"{number}.slow").exists() else 0.02)
         return number**2
 
 
@@ -169,11 +174,48 @@ def test_who_may_not_work_is_left_out(actors: list[Any], tmp_path: Path) -> None
     ray.kill(own[0])
 
 
+def test_who_came_back_as_another_unseen_does_no_more(tmp_path: Path, actors: list[Any]) -> None:
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1)(Doer)
+    own = [remote.remote() for _ in range(2)]
+    said: list[str] = []
+    others = set[int]()
+
+    def admit(number: int, _answer: Any) -> None:
+        if number in others:
+            raise InputError(f"worker {number} has other code")
+
+    crew = Crew(own, admit=admit, begin_away=True, say=said.append)
+    assert crew.gather(90) == 2
+    ray.kill(own[0], no_restart=False)  # while it works for somebody else
+    others.add(0)
+    crew.meet_again()
+    deadline = time.monotonic() + 90
+    while not crew.left:
+        assert squares(crew, tmp_path, 4) == [n**2 for n in range(4)]
+        assert time.monotonic() < deadline
+    assert crew.left == {0}
+    assert said == ["worker 0 is left out: worker 0 has other code"]
+    ray.kill(own[1])
+
+
+def test_an_error_of_the_slower_of_two_ends_nothing(actors: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "0.fails_late").touch()
+    (tmp_path / "3.slow").touch()  # so that there is still something to do
+    ray.get([actor.__ray_ready__.remote() for actor in actors])
+    crew = Crew(actors)
+    assert squares(crew, tmp_path, 4, patience=Patience(twice=0.1)) == [n**2 for n in range(4)]
+    assert not (tmp_path / "0.fails_late").exists()
+    deadline = time.monotonic() + 90
+    while len(crew._free) < 3:
+        assert squares(crew, tmp_path, 6) == [n**2 for n in range(6)]
+        assert time.monotonic() < deadline
+    assert sorted(crew._free) == [0, 1, 2]
+
+
 def test_where_all_are_gone_the_work_ends(tmp_path: Path, actors: list[Any]) -> None:
     remote: Any = ray.remote(num_cpus=0, resources={"elsewhere": 1}, max_restarts=-1)(Doer)
     crew = Crew([remote.remote()], begin_away=True)
     assert crew.gather(0.5) == 0
-    assert crew.present == []
     with pytest.raises(RuntimeError, match="every worker is gone, and none came back within 1 s"):
         squares(crew, tmp_path, 1, patience=Patience(alone=1))
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -81,6 +82,32 @@ def judged(asked: Judges, *orders: Order) -> News:
         news = asked.news()
         ended, losses = [*ended, *news.ended], [*losses, *news.losses]
     return News(ended, losses)
+
+
+def test_a_second_worker_that_dies_over_a_rung_is_followed_by_a_third() -> None:
+    def worker(deed: str) -> Any:
+        class Doer:
+            def score_trial(self, *_what: object) -> tuple[float, ...]:
+                if deed == "hang":
+                    time.sleep(600)
+                if deed == "die":
+                    time.sleep(0.5)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return (0.5,)
+
+        return ray.remote(num_cpus=0, max_restarts=-1)(Doer).remote()
+
+    workers = [worker("hang"), worker("die"), worker("judge")]
+    asked = Judges(workers, None, Stuck(least=0.1, times=1.0))
+    ray.get([one.__ray_ready__.remote() for one in workers])
+    news = judged(asked, Order(0, 0, {}, (), 0))
+    (ended,) = news.ended
+    assert (ended.values, ended.error) == (((0.5,),), None)
+    slow, dead = news.losses
+    assert (slow.worker, slow.taken_by) == (0, (1,))
+    assert (dead.worker, dead.places) == (1, ((0, 0),))
+    for one in workers:
+        ray.kill(one)
 
 
 def test_where_storage_fails_one_worker_another_one_judges() -> None:

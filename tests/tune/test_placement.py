@@ -47,7 +47,7 @@ def two_gpus() -> Iterator[None]:
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("APGD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(worker_pool, "RemoteWorker", StubWorker)
-    monkeypatch.setattr(placement, "_free_gpu_bytes", lambda gpus: [20 * GIB] * gpus)
+    monkeypatch.setattr(placement, "_gpus", lambda count: [("RTX", 20 * GIB)] * count)
     write_json(tmp_path / "run" / "experiment.json", {"identity": {}, "run_id": "one"})
     told = {"machine": "here", "code": own_code(), "libraries": own_libraries(), "run_id": "one"}
     write_json(tmp_path / "run" / "introduction.json", told)
@@ -79,9 +79,7 @@ def test_each_kind_of_work_has_its_place(
     ]
     # What was measured then, 1.15 x 4 GiB and what CUDA takes, counts the next time.
     again = Placement(cluster, said.append, run_dir, Sharing(9 * GIB, ("suite", "ties")))
-    with again.training() as pool:
-        placed(pool, 2)
-    with again.scoring() as pool:
+    with again.scoring() as pool:  # also where nothing had to be trained
         assert len(pool.start()) == 6
     assert said[1] == (
         "3 workers share a GPU for merges and scores: 5.2 GiB each (measured) of 20.0 GiB"
@@ -98,6 +96,14 @@ def test_each_kind_of_work_has_its_place(
         refused = pytest.raises(InputError, match=r"needs about 21\.0 GiB .*leave the machine out$")
         with work() as pool, refused:
             pool.start()
+
+
+def test_a_peak_above_what_is_calculated_refuses_nobody(two_gpus: None, run_dir: Path) -> None:
+    sharing = Sharing(9 * GIB, ("suite", "ties"))
+    sharing.remember("RTX", 20 * GIB)
+    cluster = plan(nodes=1, cpus=6, gpus=2, joined=False, most_workers=8)
+    with Placement(cluster, print, run_dir, sharing).scoring() as pool:
+        assert len(pool.start()) == 2  # 23.6 GiB measured, 9 calculated, 20 free
 
 
 def test_nothing_is_started_for_nothing(run_dir: Path) -> None:

@@ -290,7 +290,7 @@ def test_losses_are_told_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
         "worker 2 died while judging trial 3 of ties/seed1 and trial 5 of ties/seed1; what it "
         "judged is judged again by worker 0 and worker 1",
         "worker 2 died while judging trial 3 of ties/seed1; others will judge it",
-        "worker 2 died; others have judged what it had",
+        "worker 2 died; nothing that it had is left to be judged",
         "worker 3 has been judging trial 3 of ties/seed1 for 61 s, far longer than others take; "
         "worker 1 judges it as well",
         "worker 3 failed while judging trial 3 of ties/seed1 (OSError: stale); it is tried again",

@@ -76,6 +76,8 @@ class Ended:
     error: str | None = None
     ends_search: bool = False
     """Whether every other trial would meet the error too."""
+    kind: str = ""
+    """The name of the error's class, where it ends the search."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,6 @@ class _Judging:
     values: list[tuple[float, ...]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     losses: int = 0
-    calls: int = 0
-    """Calls for its present rung that are under way."""
     not_before: float = 0.0
     """When its present rung may be tried again, by the monotonic clock."""
 
@@ -242,8 +242,6 @@ class Judges:
         # Somebody else was faster where it has gone on.
         late = self._judging.get(judging.order.place) is not judging
         late = late or call.rung != len(judging.values)
-        if not late:
-            judging.calls -= 1
         try:
             values = tuple(map(float, ray.get(reference)))
         except ray.exceptions.RayTaskError as error:
@@ -252,7 +250,7 @@ class Judges:
         except ray.exceptions.RayError as error:
             self._dead.setdefault(call.worker, 0.0)
             over = lost.setdefault(call.worker, [])
-            if not late and judging.calls == 0:
+            if not late and not self._hopeful(judging):
                 judging.losses += 1
                 if judging.losses < _ATTEMPTS:
                     over.append(judging)
@@ -269,7 +267,7 @@ class Judges:
         judging.values.append(values)
         judging.times.append(time.time())
         judging.worker = call.worker
-        judging.losses = judging.calls = 0
+        judging.losses = 0
         if judging.order.goes_on(judging.values):
             self._ask(judging)
         else:
@@ -280,11 +278,11 @@ class Judges:
         if isinstance(error.cause, OSError) and kind not in ENDING:
             self._try_again(judging, told, worker)
         else:
-            self._end(judging, told, ends_search=kind in ENDING)
+            self._end(judging, told, ends_search=kind in ENDING, kind=kind)
 
     def _try_again(self, judging: _Judging, error: str, worker: int) -> None:
         """Have a rung judged elsewhere, and later: storage fails for a while, or for good."""
-        if judging.calls > 0:
+        if self._hopeful(judging):
             return  # somebody else judges it already
         judging.losses += 1
         if judging.losses >= _ATTEMPTS:
@@ -298,12 +296,17 @@ class Judges:
         self._losses.append(Loss(worker, (judging.order.place,), (), error=error))
 
     def _end(
-        self, judging: _Judging, error: str | None = None, *, ends_search: bool = False
+        self,
+        judging: _Judging,
+        error: str | None = None,
+        *,
+        ends_search: bool = False,
+        kind: str = "",
     ) -> None:
         place = judging.order.place
         del self._judging[place]
         values, times = tuple(judging.values), tuple(judging.times)
-        self._ended.append(Ended(place, values, times, error, ends_search))
+        self._ended.append(Ended(place, values, times, error, ends_search, kind))
 
     def _ask(self, judging: _Judging) -> None:
         """Have the next rung judged, by the same worker as the last, where it lives."""
@@ -325,7 +328,14 @@ class Judges:
             self._shared, order.study, order.number, order.params, rung
         )
         self._calls[reference] = _Call(judging, rung, worker, time.monotonic())
-        judging.calls += 1
+
+    def _hopeful(self, judging: _Judging) -> bool:
+        """Whether somebody judges its present rung who is not stuck over it."""
+        return any(
+            call.judging is judging and call.rung == len(judging.values)
+            for reference, call in self._calls.items()
+            if reference not in self._stuck
+        )
 
     def _freest(self, after: int, *, itself: bool = True) -> int | None:
         """The living worker with the fewest calls; of equals the next one in the ring.
@@ -348,12 +358,12 @@ class Judges:
         self._losses.append(Loss(worker, places, tuple(taken_by)))
 
     def _relieve(self) -> None:
-        """Give rungs that take far longer than others to a second worker too."""
+        """Give rungs that take far longer than others to another worker too."""
         now = time.monotonic()
         for reference, call in list(self._calls.items()):
             judging, took = call.judging, now - call.since
             current = self._judging.get(judging.order.place) is judging
-            if not current or call.rung != len(judging.values) or judging.calls > 1:
+            if not current or call.rung != len(judging.values):
                 continue
             if reference in self._stuck or took < self._limit(judging.order.study, call.rung):
                 continue

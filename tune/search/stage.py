@@ -17,7 +17,7 @@ from tune.cluster import plural
 from tune.evaluators import Workload
 from tune.experiment import Experiment, merged_rank, run_id
 from tune.progress import Display
-from tune.records import Kind, Record, RecordStore, Variant
+from tune.records import SHARED_SECONDS, Kind, Record, RecordStore, Variant
 from tune.search.rungs import RungResult
 from tune.search.sampling import Outcome, Sampling, most_trials
 from tune.search.storage import open_storage
@@ -30,8 +30,6 @@ from tune.workers.process import Shared
 
 _STORE_SHARE = 0.5
 """Singular vectors are shared where they take no more of the object store than this."""
-_WAIT_SECONDS = 20.0
-"""Shared storage shows a file of another machine's no later than this."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +126,11 @@ def search_studies(
                 bases=shared_bases(studies, suite, workload, pool, display),
             )
             scratch = experiment.folder / "tune"
-            run_searches(
-                [samplings[i] for i in left], shared, pool.handles, scratch, on_finish,
-                display.say, own_identity(),
-            )  # fmt: skip
+            with pool.lent() as workers:
+                run_searches(
+                    [samplings[i] for i in left], shared, workers, scratch, on_finish,
+                    display.say, own_identity(),
+                )  # fmt: skip
     for sampling, key in zip(samplings, keys, strict=True):
         _complete(sampling, key, workload, store)
     return [_searched(sampling, store, display) for sampling in samplings]
@@ -235,14 +234,14 @@ def _rungs_of(trial: Trial, outcome: Outcome, workload: Workload) -> list[RungRe
     Raises:
         FileNotFoundError: where they do not come.
     """
-    until = time.monotonic() + _WAIT_SECONDS
+    until = time.monotonic() + SHARED_SECONDS
     while len(done := rungs_done(trial, workload.run_dir)) < len(outcome.rungs):
         if time.monotonic() > until:
             raise FileNotFoundError(
                 f"{trial.path(workload.run_dir)} must hold {len(outcome.rungs)} rungs, but has "
                 f"{len(done)}; the run folder must lie on storage that all machines share"
             )
-        time.sleep(_WAIT_SECONDS / 100)
+        time.sleep(SHARED_SECONDS / 100)
     return done[: len(outcome.rungs)]
 
 

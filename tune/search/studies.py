@@ -16,6 +16,7 @@ from tune.search.rungs import Rungs, Setting
 
 Params: TypeAlias = dict[str, Value]
 _CODE = (
+    "apgd.pareto",
     "tune.search.rungs",
     "tune.search.sampling",
     "tune.search.seen",

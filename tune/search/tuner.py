@@ -23,8 +23,10 @@ from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from apgd.errors import InputError
 from apgd.masking import without_secrets
 from tune import interrupts
+from tune.search.errors import SearchEndedError
 from tune.search.judges import Ended, Loss, News, Order, Place, Stuck
 from tune.search.process import MergeTrial
 from tune.search.sampling import Outcome, Sampling
@@ -32,11 +34,20 @@ from tune.workers.process import Shared
 
 _TRIALS_PER_WORKER = 2
 _WORKERS_PER_PROCESS = 8
+_OF_HEAD = 0.001
 _RETRIES = 50  # of a process of Tune's, which may be as old as the search
 _QUIET_SECONDS = 5.0
 _WRITE_SECONDS = 1.0
 _ALONE_SECONDS = 1800.0
 """For so long all workers may be gone before a search ends, as when spot machines are taken."""
+
+_TOLD: Mapping[str, type[Exception]] = {
+    "InputError": InputError,
+    "DamagedError": InputError,
+    "DiskFullError": SearchEndedError,
+    "MemoryFullError": SearchEndedError,
+}
+"""What is told in one sentence when it ends a search, as elsewhere; others are errors of ours."""
 
 Finished = Callable[[int, int, Outcome], Mapping[str, Any]]
 """Called with study, number and outcome of a trial; what the storage is to note of it."""
@@ -80,6 +91,8 @@ class Studies:
         self._written = time.monotonic()
         self.end: str | None = None
         """Why the whole search has to end."""
+        self.end_kind = ""
+        """The name of the error's class, where that is a trial's."""
         self.fault: Exception | None = None
         """What went wrong here, and not in a trial."""
 
@@ -177,6 +190,7 @@ class Studies:
         error = None if ended.error is None else without_secrets(ended.error)
         if ended.ends_search:
             self.end = f"an error that all trials meet: {error}"
+            self.end_kind = ended.kind
         if self.end is not None:
             return
         index, number = ended.place
@@ -203,7 +217,7 @@ class Studies:
         trials = " and ".join(map(self._name, loss.places))
         worker = self._name_worker(loss.worker)
         if not loss.places:
-            return f"{worker} died; others have judged what it had"
+            return f"{worker} died; nothing that it had is left to be judged"
         if loss.error is not None:
             return f"{worker} failed while judging {trials} ({loss.error}); it is tried again"
         others = " and ".join(map(self._name_worker, loss.taken_by))
@@ -337,8 +351,9 @@ def run_searches(
         stuck: when a rung is given to a second worker; as `Stuck` has it, where None.
 
     Raises:
-        RuntimeError: where a trial met an error that every other one would meet too, or no worker
-            is left.
+        InputError: where a trial met one, which every other one would meet too.
+        SearchEndedError: where it met a full disk, or too little memory.
+        RuntimeError: where it met another such error, or no worker is left.
         Exception: what `on_finish` or a storage raised.
     """
     shutil.rmtree(scratch, ignore_errors=True)
@@ -358,7 +373,8 @@ def run_searches(
             identity=identity,
         ),
         # A process only waits for workers, which own the CPUs or GPUs; it lives beside the driver.
-        {"node:__internal_head__": int(10_000 / processes) / 10_000},
+        # Ray counts a node in parts of one, and other runs on this cluster have theirs.
+        {"node:__internal_head__": _OF_HEAD},
     )
     tuner = ray_tune.Tuner(
         trainable,
@@ -381,5 +397,6 @@ def run_searches(
     if studies.fault is not None:
         raise studies.fault
     if studies.end is not None:
-        raise RuntimeError(f"the search was ended by {studies.end}")
+        kind = _TOLD.get(studies.end_kind, RuntimeError)
+        raise kind(f"the search was ended by {studies.end}")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -104,11 +104,10 @@ class Crew:
         """Call an actor by its machine, too."""
         self._names[number] = f"worker {number} on {place}"
 
-    @property
-    def present(self) -> list[Actor]:
-        """The actors that are not away."""
-        away = set(self._away.values())
-        return [worker for number, worker in enumerate(self.workers) if number not in away]
+    def meet_again(self) -> None:
+        """Have all who are free say again who they are, as after work that went past this crew."""
+        while self._free:
+            self._expect(self._free.popleft())
 
     def gather(self, seconds: float, late_seconds: float | None = None) -> int:
         """Wait until all actors are there, or for so long; how many are.
@@ -305,6 +304,10 @@ class Running:
         except LOST as error:
             self.lose(reference, error=error)
             return
+        except ray.exceptions.RayTaskError:
+            if one.number in self._open:
+                raise
+            result = None  # another one has answered already
         del self.calls[reference]
         self._crew._free.appendleft(one.worker)
         took = time.monotonic() - one.began

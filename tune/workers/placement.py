@@ -89,8 +89,9 @@ class Placement:
             with self._pool(self._cluster) as pool:
                 yield pool
             return
-        needed, how = self._sharing.needed(self._devices())
-        free = min(_free_gpu_bytes(self._cluster.gpus))
+        gpus = _gpus(self._cluster.gpus)
+        needed, how = self._sharing.needed(sorted({device for device, _free in gpus}))
+        free = min(free for _device, free in gpus)
         shared = self._sharing.cut(self._cluster, free, needed)
         if shared.per_gpu > 1:
             self._say(
@@ -110,26 +111,25 @@ class Placement:
                 self.met = self._everything.start()
             yield self._everything
             return
+        # A peak may hold what was only cached: it decides how many share, and refuses nobody who
+        # has what is calculated.
         pool = WorkerPool(
-            cluster, self._say, self._run_dir, lambda device: self._sharing.needed([device])[0]
-        )
+            cluster, self._say, self._run_dir,
+            lambda device: min(self._sharing.calculated, self._sharing.needed([device])[0]),
+        )  # fmt: skip
         try:
             yield pool
         finally:
             self.met = pool.met or self.met
             pool.close()
 
-    def _devices(self) -> list[str]:
-        """Kinds of GPU that were met."""
-        return sorted({worker.device for worker in self.met if worker.free_bytes is not None})
 
+def _gpus(count: int) -> list[tuple[str, int]]:
+    """Kind and free memory in bytes of every GPU; none of them may be in use by Ray."""
 
-def _free_gpu_bytes(gpus: int) -> list[int]:
-    """Free memory of every GPU, in bytes; none of them may be in use by Ray."""
+    def look() -> tuple[str, int]:
+        return torch.cuda.get_device_name(), int(torch.cuda.mem_get_info()[0])
 
-    def free() -> int:
-        return int(torch.cuda.mem_get_info()[0])
-
-    asked: Any = ray.remote(num_gpus=1, num_cpus=0)(free)
-    found: list[int] = ray.get([asked.remote() for _ in range(gpus)])
+    asked: Any = ray.remote(num_gpus=1, num_cpus=0)(look)
+    found: list[tuple[str, int]] = ray.get([asked.remote() for _ in range(count)])
     return found

@@ -4,7 +4,8 @@ One that is killed is restarted, and its job is begun again.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,19 @@ class WorkerPool:
             )
         return crew
 
+    @contextmanager
+    def lent(self) -> Iterator[list[Actor]]:
+        """The actors, for somebody who calls them directly.
+
+        Those that died meanwhile came back without being asked who they are. So before anybody
+        works for this pool again, all say so, and who may not work is left out.
+        """
+        crew = self._started()
+        try:
+            yield crew.workers
+        finally:
+            crew.meet_again()
+
     def close(self) -> None:
         """End the workers."""
         if self._crew is not None:
@@ -157,7 +171,9 @@ class WorkerPool:
         """The most GPU memory that a worker's tensors took, in bytes, by kind of GPU."""
         if self._crew is None:
             return {}
-        asked: list[Any] = [worker.peak.remote() for worker in self._crew.present]
+        crew = self._crew
+        there = [worker for number, worker in enumerate(crew.workers) if number not in crew.left]
+        asked: list[Any] = [worker.peak.remote() for worker in there]
         found: dict[str, int] = {}
         for answer in ray.wait(asked, num_returns=len(asked), timeout=_POLL_SECONDS)[0]:
             try:

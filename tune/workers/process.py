@@ -234,6 +234,8 @@ class Worker:
         gc.collect()
         if self._device != "cpu":
             torch.cuda.empty_cache()
+            # What filled it is not what is needed; the next run goes by the peak.
+            torch.cuda.reset_peak_memory_stats()
         try:
             return act()
         except (RuntimeError, MemoryError) as error:
