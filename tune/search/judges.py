@@ -30,7 +30,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Stuck:
-    """When a rung counts as stuck, so that a second worker gets it too.
+    """When a rung counts as stuck, so that another worker gets it too.
 
     It is when it takes `times` as long as the longest of its study's so far, and `least` seconds.
     Where there was none of its study yet, ten times of both with the longest of any study, and
